@@ -1,0 +1,26 @@
+"""Errors that are the user's to mend, and how a command ends when one occurs."""
+
+import errno
+import sys
+
+
+class UserError(Exception):
+    """Bad input or surroundings. The message is one line: what is wrong, what was expected, what to do."""
+
+
+def from_os_error(error, path):
+    """Returns the UserError that says in one line what the operating system refused to do with `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path}: the disk is full; free some space or choose another folder")
+    return UserError(f"{path}: {error.strerror or error}")
+
+
+def run_command(main):
+    """Calls `main()` and exits: 1 with one line on standard error for a UserError, 130 for Ctrl-C."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,95 @@
+"""Files that are either whole or not there: checked reading, and writing beside the target before renaming."""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+
+from gpt2.errors import UserError, from_os_error
+
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Yields a binary file beside `path` that takes its name once it is complete and on the disk.
+
+    Raises UserError when the folder or the disk refuses; whatever stood at `path` before is then untouched.
+    """
+    path = pathlib.Path(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    finally:
+        if temporary is not None:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+
+
+def read_header(file, path, expected):
+    """Reads the 256 int32 that start an llm.c file.
+
+    file: open for reading in binary, at its start. expected: what the file should be, for the message ("a model file").
+    Returns int32 (256,). Raises UserError if the file is shorter than a header.
+    """
+    data = file.read(HEADER_BYTES)
+    if len(data) < HEADER_BYTES:
+        raise UserError(f"{path}: {len(data)} bytes, but {expected} starts with a header of {HEADER_BYTES} bytes")
+    return np.frombuffer(data, dtype="<i4")
+
+
+def write_header(file, values):
+    """Writes `values`, padded with zeros to 256 int32."""
+    header = np.zeros(HEADER_INTS, dtype="<i4")
+    header[: len(values)] = values
+    file.write(header.tobytes())
+
+
+def check_size(file, path, expected_bytes, reason):
+    """Raises UserError unless the open file has exactly `expected_bytes`; `reason` says where that number is from."""
+    size = os.fstat(file.fileno()).st_size
+    if size != expected_bytes:
+        kind = "truncated" if size < expected_bytes else "too long"
+        raise UserError(f"{path}: {kind}: {size:,} bytes, expected {expected_bytes:,} ({reason})")
+
+
+def open_to_read(path):
+    """Opens a file for reading in binary. Raises UserError naming the path if there is none or it cannot be read."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise from_os_error(error, path) from error
+
+
+def sha256(path):
+    """The file's SHA-256 as 64 hexadecimal digits."""
+    with open_to_read(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder):
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
