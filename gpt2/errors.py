@@ -8,6 +8,10 @@ class UserError(Exception):
     """Bad input or surroundings. The message is one line: what is wrong, what was expected, what to do."""
 
 
+class UnavailableError(UserError):
+    """Something that would have to be fetched cannot be had, and nothing is wrong with what is there."""
+
+
 def from_os_error(error, path):
     """Returns the UserError that says in one line what the operating system refused to do with `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -16,11 +20,13 @@ def from_os_error(error, path):
 
 
 def run_command(main):
-    """Calls `main()` and exits: 1 with one line on standard error for a UserError, 130 for Ctrl-C."""
+    """Calls `main()` and exits: 1 with one line on standard error for a UserError or OSError, 130 for Ctrl-C."""
     try:
         sys.exit(main())
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {from_os_error(error, error.filename or 'input/output')}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -2,6 +2,9 @@
 
 import math
 
+# The parameters that are matrices or embeddings: drawn at random at first, and the ones that weight decay shrinks.
+MATRICES = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")
+
 
 class Layout:
     """Cuts a flat array into named tensors, in the order of `shapes`, without gaps.

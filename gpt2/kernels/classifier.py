@@ -1,0 +1,41 @@
+"""Softmax and cross-entropy over rows of logits, the gradient made in the logits' own place."""
+
+import numpy as np
+from numba import prange
+
+from gpt2.kernels.fastmath import exp
+from gpt2.kernels.jit import kernel
+
+
+@kernel
+def classifier_forward(losses, lse, logits, targets, V):
+    """losses[n] = -log softmax(logits[n])[targets[n]], over the first V columns.
+
+    losses, lse (N,): lse[n] = log sum_v e^logits[n,v], kept for the backward pass. logits (N,Vp). targets (N,) int32,
+    each below V.
+    """
+    for n in prange(logits.shape[0]):
+        highest = logits[n, 0]
+        for v in range(V):
+            highest = max(highest, logits[n, v])
+        total = logits.dtype.type(0)
+        for v in range(V):
+            total += exp(logits[n, v] - highest)
+        lse[n] = highest + np.log(total)
+        losses[n] = lse[n] - logits[n, targets[n]]
+
+
+@kernel
+def classifier_backward(logits, lse, targets, dloss, V):
+    """Replaces each row of logits by dloss (softmax - one-hot of the target), and its padding by zeros.
+
+    logits (N,Vp). lse, targets (N,) as in the forward pass. dloss: the gradient of each row's loss.
+    """
+    Vp = logits.shape[1]
+    scale = logits.dtype.type(dloss)
+    for n in prange(logits.shape[0]):
+        for v in range(V):
+            logits[n, v] = scale * exp(logits[n, v] - lse[n])
+        logits[n, targets[n]] -= scale
+        for v in range(V, Vp):
+            logits[n, v] = np.float32(0)

@@ -1,0 +1,58 @@
+"""How kernels are compiled, and where the compiled code is kept."""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import sys
+import tempfile
+
+import llvmlite.binding
+import numba
+
+# All of LLVM's fast-math but `nnan` and `ninf`, which would make isnan() always False (numba issue 9383).
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
+
+
+def _cache_key():
+    """Changes with the kernels' sources, the compiler and the CPU: Numba's own check sees only the caller's file."""
+    key = hashlib.sha256()
+    for source in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        key.update(source.read_bytes())
+    for package in ("numba", "llvmlite", "numpy"):
+        key.update(importlib.metadata.version(package).encode())
+    key.update(f"{sys.version} {llvmlite.binding.get_host_cpu_name()} {numba.config.CPU_NAME}".encode())
+    key.update(llvmlite.binding.get_host_cpu_features().flatten().encode())
+    return key.hexdigest()[:16]
+
+
+def _cache_folder():
+    """Returns a private, writable folder for the compiled kernels, or None."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    roots = [pathlib.Path(__file__).parent / "__pycache__", pathlib.Path(user_cache) / "gpt2-kernels"]
+    if numba.config.CACHE_DIR:
+        roots.insert(0, pathlib.Path(numba.config.CACHE_DIR))
+    for root in roots:
+        folder = root / f"kernels-{_cache_key()}"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return None
+
+
+CACHE_FOLDER = None if numba.config.DISABLE_JIT else _cache_folder()
+if CACHE_FOLDER is not None:
+    numba.config.CACHE_DIR = str(CACHE_FOLDER)
+elif not numba.config.DISABLE_JIT:
+    print("no folder for the compiled kernels can be written: they are compiled anew in every run", file=sys.stderr)
+
+_options = {"fastmath": FASTMATH, "error_model": "numpy", "cache": CACHE_FOLDER is not None}
+
+kernel = numba.njit(parallel=True, **_options)
+kernel.__doc__ = "Decorates a function called from Python, whose prange loops run on all threads."
+
+inline = numba.njit(**_options)
+inline.__doc__ = "Decorates a function called from kernels."

@@ -1,0 +1,63 @@
+"""Layer normalisation (Ba, Kiros and Hinton, 2016)."""
+
+import numpy as np
+from numba import prange
+
+from gpt2.kernels.jit import kernel
+
+_EPSILON = np.float32(1e-5)
+# Channels whose parameter gradients one task sums over all rows.
+_CHANNELS = 64
+
+
+@kernel
+def layernorm_forward(out, mean, rstd, inp, weight, bias):
+    """out = (inp - mean) * rstd * weight + bias, with each row's mean and 1/sqrt(variance + 1e-5).
+
+    out (N,C). mean, rstd (N,), kept for the backward pass. inp (N,C). weight, bias (C,).
+    """
+    N, C = inp.shape
+    for n in prange(N):
+        total = inp.dtype.type(0)
+        for c in range(C):
+            total += inp[n, c]
+        m = total / inp.dtype.type(C)
+        squares = inp.dtype.type(0)
+        for c in range(C):
+            deviation = inp[n, c] - m
+            squares += deviation * deviation
+        s = np.float32(1) / np.sqrt(squares / inp.dtype.type(C) + _EPSILON)
+        for c in range(C):
+            out[n, c] = (inp[n, c] - m) * s * weight[c] + bias[c]
+        mean[n] = m
+        rstd[n] = s
+
+
+@kernel
+def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
+    """Adds the gradients of layernorm_forward's inp, weight and bias.
+
+    dinp (N,C) +=: it is the residual stream's gradient. dweight, dbias (C,) +=. dout (N,C). inp, weight, mean, rstd: as
+    given to and left by the forward pass.
+    """
+    N, C = inp.shape
+    for n in prange(N):
+        m, s = mean[n], rstd[n]
+        dnorm_sum = inp.dtype.type(0)
+        dnorm_norm_sum = inp.dtype.type(0)
+        for c in range(C):
+            dnorm = dout[n, c] * weight[c]
+            dnorm_sum += dnorm
+            dnorm_norm_sum += dnorm * ((inp[n, c] - m) * s)
+        dnorm_mean = dnorm_sum / inp.dtype.type(C)
+        dnorm_norm_mean = dnorm_norm_sum / inp.dtype.type(C)
+        for c in range(C):
+            norm = (inp[n, c] - m) * s
+            dinp[n, c] += (dout[n, c] * weight[c] - dnorm_mean - norm * dnorm_norm_mean) * s
+    for block in prange((C + _CHANNELS - 1) // _CHANNELS):
+        start, stop = block * _CHANNELS, min(C, (block + 1) * _CHANNELS)
+        for n in range(N):
+            m, s = mean[n], rstd[n]
+            for c in range(start, stop):
+                dweight[c] += dout[n, c] * ((inp[n, c] - m) * s)
+                dbias[c] += dout[n, c]

@@ -1,0 +1,267 @@
+"""GPT-2: five flat arrays' worth of model, and its forward and backward pass as a sequence of kernels."""
+
+import pathlib
+
+import numpy as np
+
+from gpt2 import checkpoint, huggingface
+from gpt2.errors import UserError
+from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
+from gpt2.kernels.blas import single_threaded
+from gpt2.kernels.classifier import classifier_backward, classifier_forward
+from gpt2.kernels.encoder import encoder_backward, encoder_forward
+from gpt2.kernels.gelu import gelu_backward, gelu_forward
+from gpt2.kernels.layernorm import layernorm_backward, layernorm_forward
+from gpt2.kernels.matmul import matmul_backward, matmul_forward, matmul_nn, matmul_nt, matmul_tn_add
+from gpt2.kernels.residual import residual_forward
+from gpt2.layout import MATRICES, Layout, parameter_layout
+from gpt2.memory import allocate
+
+# Rows whose logits exist at a time: at GPT-2's vocabulary 256 rows are 51 MB.
+CLASSIFIER_ROWS = 256
+
+
+def activation_layout(config, B, T):
+    """What a forward pass keeps for the backward pass, layer by layer, and the scratch of one layer's backward pass."""
+    C, L, NH, N = config.C, config.L, config.NH, B * T
+    return Layout(
+        {
+            "encoded": (N, C),
+            "ln1": (L, N, C),
+            "ln1_mean": (L, N),
+            "ln1_rstd": (L, N),
+            "qkv": (L, B, T, 3 * C),
+            "lse": (L, B, NH, T),
+            "atty": (L, B, T, C),
+            "residual2": (L, N, C),
+            "ln2": (L, N, C),
+            "ln2_mean": (L, N),
+            "ln2_rstd": (L, N),
+            "fch": (L, N, 4 * C),
+            "fch_gelu": (L, N, 4 * C),
+            "residual3": (L, N, C),
+            "lnf": (N, C),
+            "lnf_mean": (N,),
+            "lnf_rstd": (N,),
+            "logits": (min(N, CLASSIFIER_ROWS), config.Vp),
+            "logits_lse": (N,),
+            "losses": (N,),
+            "attention_scratch": attention_scratch_shape(B, T, NH),
+            "dresidual": (N, C),
+            "dnarrow": (N, C),
+            "dqkv": (B, T, 3 * C),
+            "dfch": (N, 4 * C),
+        }
+    )
+
+
+class GPT2:
+    """A GPT-2 model and the memory to train it.
+
+    Attributes: `config`; `params_flat` and `grads_flat`, the flat arrays; `params` and `grads`, dicts of name -> shaped
+    view of them (see `layout.parameter_layout`); `acts`, the same for the activations of the last forward pass.
+    """
+
+    def __init__(self, config, seed=0, dtype=np.float32):
+        """Makes a model with GPT-2's random initialisation, the same for the same seed.
+
+        dtype: np.float32; np.float64 is for checking gradients.
+        """
+        params_flat = allocate(parameter_layout(config).size, dtype, "the parameters")
+        self._own(config, params_flat)
+        _initialise(self.params, config, seed)
+
+    def _own(self, config, params_flat):
+        self.config = config
+        self.params_flat = params_flat
+        # The system gives memory for these zeros when they are first written: a model that only generates has none.
+        self.grads_flat = allocate(params_flat.size, params_flat.dtype, "the gradients")
+        layout = parameter_layout(config)
+        self.params, self.grads = layout.views(params_flat), layout.views(self.grads_flat)
+        self._acts_flat = allocate(0, params_flat.dtype, "the activations")
+        self._shape = self._tokens = self._targets = None
+        self._logits_kept = False
+
+    @classmethod
+    def _from_parameters(cls, config, params_flat):
+        model = cls.__new__(cls)
+        model._own(config, params_flat)
+        return model
+
+    @classmethod
+    def load(cls, path):
+        """Reads a model file in llm.c's format (float32 or bfloat16) or a Hugging Face folder."""
+        read = huggingface.load_folder if pathlib.Path(path).is_dir() else checkpoint.load_model
+        return cls._from_parameters(*read(path))
+
+    @classmethod
+    def from_pretrained(cls, name, data_dir="data"):
+        """GPT-2's released weights: name is "gpt2". Kept in `data_dir`, fetched if they are not there yet."""
+        if name != "gpt2":
+            raise UserError(f"no released weights are known as {name!r}: choose gpt2")
+        return cls._from_parameters(*huggingface.load_gpt2(data_dir))
+
+    def save(self, path):
+        """Writes the parameters in llm.c's format, version 3."""
+        checkpoint.save_model(path, self.config, self.params_flat)
+
+    def zero_grad(self):
+        """Sets all gradients to zero."""
+        self.grads_flat.fill(0)
+
+    def forward(self, tokens, targets=None):
+        """Runs the model; returns the mean cross-entropy in nats, or None without targets.
+
+        tokens, targets: integers (B,T) below V, T at most maxT. What a backward pass needs is kept until the next call.
+        """
+        tokens, targets = self._checked(tokens), None if targets is None else self._checked(targets)
+        if targets is not None and targets.shape != tokens.shape:
+            raise UserError(f"targets of shape {targets.shape} do not go with tokens of shape {tokens.shape}")
+        self._reserve(*tokens.shape)
+        self._tokens, self._targets, self._logits_kept = tokens, targets, False
+        with single_threaded():
+            self._forward_trunk(tokens)
+            return None if targets is None else self._forward_classifier(targets.reshape(-1))
+
+    def logits(self, tokens):
+        """Returns the logits, (B,T,V), for tokens (B,T)."""
+        self.forward(tokens)
+        B, T = self._tokens.shape
+        out = np.empty((B * T, self.config.V), self.params_flat.dtype)
+        with single_threaded():
+            for rows, logits in self._classifier_chunks():
+                matmul_nt(logits, self.acts["lnf"][rows], self.params["wte"])
+                out[rows] = logits[:, : self.config.V]
+        return out.reshape(B, T, self.config.V)
+
+    def last_logits(self, tokens):
+        """Returns the logits of the last position only, (B,V), for tokens (B,T)."""
+        self.forward(tokens)
+        B, T = self._tokens.shape
+        last = self.acts["lnf"].reshape(B, T, -1)[:, -1].copy()
+        out = np.empty((B, self.config.Vp), self.params_flat.dtype)
+        with single_threaded():
+            matmul_nt(out, last, self.params["wte"])
+        return out[:, : self.config.V]
+
+    def backward(self):
+        """Adds the gradients of the last forward call's mean loss to `grads`."""
+        if self._targets is None:
+            raise RuntimeError("backward() needs a forward(tokens, targets) before it")
+        with single_threaded():
+            self._backward_classifier(self._targets.reshape(-1))
+            self._backward_trunk(self._tokens)
+
+    def _checked(self, tokens):
+        tokens = np.ascontiguousarray(tokens, dtype=np.int32)
+        if tokens.ndim != 2 or tokens.size == 0:
+            raise UserError(f"tokens of shape {tokens.shape}: (B, T) was expected, neither of them 0")
+        if tokens.shape[1] > self.config.maxT:
+            raise UserError(f"{tokens.shape[1]} tokens in a row, but the model's positions end at {self.config.maxT}")
+        if tokens.min() < 0 or tokens.max() >= self.config.V:
+            raise UserError(f"a token is not between 0 and the vocabulary's last, {self.config.V - 1}")
+        return tokens
+
+    def _reserve(self, B, T):
+        """Makes room for the activations of a (B,T) batch: the array in hand serves if it is large enough."""
+        if self._shape == (B, T):
+            return
+        layout = activation_layout(self.config, B, T)
+        if layout.size > self._acts_flat.size:
+            self.acts = self._acts_flat = None  # lets go of the smaller one first
+            self._acts_flat = allocate(layout.size, self.params_flat.dtype, f"the activations of {B}x{T} tokens")
+        self.acts = layout.views(self._acts_flat[: layout.size])
+        self._shape = (B, T)
+
+    def _forward_trunk(self, tokens):
+        """Everything up to the final layernorm."""
+        p, a, L = self.params, self.acts, self.config.L
+        B, T = tokens.shape
+        N, C = a["encoded"].shape
+        encoder_forward(a["encoded"].reshape(B, T, C), tokens, p["wte"], p["wpe"])
+        residual = a["encoded"]
+        for l in range(L):
+            layernorm_forward(a["ln1"][l], a["ln1_mean"][l], a["ln1_rstd"][l], residual, p["ln1w"][l], p["ln1b"][l])
+            matmul_forward(a["qkv"][l].reshape(N, 3 * C), a["ln1"][l], p["qkvw"][l], p["qkvb"][l])
+            attention_forward(a["atty"][l], a["lse"][l], a["qkv"][l], a["attention_scratch"])
+            residual2 = a["residual2"][l]
+            matmul_forward(residual2, a["atty"][l].reshape(N, C), p["attprojw"][l], p["attprojb"][l])
+            residual_forward(residual2, residual)
+            layernorm_forward(a["ln2"][l], a["ln2_mean"][l], a["ln2_rstd"][l], residual2, p["ln2w"][l], p["ln2b"][l])
+            matmul_forward(a["fch"][l], a["ln2"][l], p["fcw"][l], p["fcb"][l])
+            gelu_forward(a["fch_gelu"][l], a["fch"][l])
+            residual3 = a["residual3"][l]
+            matmul_forward(residual3, a["fch_gelu"][l], p["fcprojw"][l], p["fcprojb"][l])
+            residual_forward(residual3, residual2)
+            residual = residual3
+        layernorm_forward(a["lnf"], a["lnf_mean"], a["lnf_rstd"], residual, p["lnfw"], p["lnfb"])
+
+    def _backward_trunk(self, tokens):
+        """From the gradient of the final layernorm's output, in "dnarrow", down to the embeddings."""
+        p, g, a, L = self.params, self.grads, self.acts, self.config.L
+        B, T = tokens.shape
+        N, C = a["encoded"].shape
+        dresidual, dnarrow, dqkv, dfch = a["dresidual"], a["dnarrow"], a["dqkv"].reshape(N, 3 * C), a["dfch"]
+        residual = a["residual3"][L - 1]
+        mean, rstd = a["lnf_mean"], a["lnf_rstd"]
+        dresidual.fill(0)
+        layernorm_backward(dresidual, g["lnfw"], g["lnfb"], dnarrow, residual, p["lnfw"], mean, rstd)
+        for l in reversed(range(L)):
+            matmul_backward(dfch, g["fcprojw"][l], g["fcprojb"][l], dresidual, a["fch_gelu"][l], p["fcprojw"][l])
+            gelu_backward(dfch, dfch, a["fch"][l])
+            matmul_backward(dnarrow, g["fcw"][l], g["fcb"][l], dfch, a["ln2"][l], p["fcw"][l])
+            residual, mean, rstd = a["residual2"][l], a["ln2_mean"][l], a["ln2_rstd"][l]
+            layernorm_backward(dresidual, g["ln2w"][l], g["ln2b"][l], dnarrow, residual, p["ln2w"][l], mean, rstd)
+            atty, lse = a["atty"][l], a["lse"][l]
+            matmul_backward(
+                dnarrow, g["attprojw"][l], g["attprojb"][l], dresidual, atty.reshape(N, C), p["attprojw"][l]
+            )
+            attention_backward(a["dqkv"], dnarrow.reshape(B, T, C), a["qkv"][l], atty, lse, a["attention_scratch"])
+            matmul_backward(dnarrow, g["qkvw"][l], g["qkvb"][l], dqkv, a["ln1"][l], p["qkvw"][l])
+            residual = a["residual3"][l - 1] if l else a["encoded"]
+            mean, rstd = a["ln1_mean"][l], a["ln1_rstd"][l]
+            layernorm_backward(dresidual, g["ln1w"][l], g["ln1b"][l], dnarrow, residual, p["ln1w"][l], mean, rstd)
+        encoder_backward(g["wte"], g["wpe"], dresidual.reshape(B, T, C), tokens)
+
+    def _classifier_chunks(self):
+        """Yields (range of rows, place for their logits) over all rows."""
+        logits = self.acts["logits"]
+        N = self.acts["lnf"].shape[0]
+        for start in range(0, N, CLASSIFIER_ROWS):
+            rows = slice(start, min(N, start + CLASSIFIER_ROWS))
+            yield rows, logits[: rows.stop - start]
+
+    def _forward_classifier(self, targets):
+        a, V = self.acts, self.config.V
+        for rows, logits in self._classifier_chunks():
+            matmul_nt(logits, a["lnf"][rows], self.params["wte"])
+            classifier_forward(a["losses"][rows], a["logits_lse"][rows], logits, targets[rows], V)
+        self._logits_kept = targets.size <= CLASSIFIER_ROWS
+        return float(a["losses"].sum(dtype=np.float64) / targets.size)
+
+    def _backward_classifier(self, targets):
+        """The logits are turned into their gradient chunk by chunk; a single chunk is still there from forward."""
+        a, V, wte, N = self.acts, self.config.V, self.params["wte"], targets.size
+        for rows, logits in self._classifier_chunks():
+            if not self._logits_kept:
+                matmul_nt(logits, a["lnf"][rows], wte)
+            classifier_backward(logits, a["logits_lse"][rows], targets[rows], 1.0 / N, V)
+            matmul_nn(a["dnarrow"][rows], logits, wte)
+            matmul_tn_add(self.grads["wte"], logits, a["lnf"][rows])
+        self._logits_kept = False
+
+
+def _initialise(params, config, seed):
+    """GPT-2's random initialisation (Radford et al., 2019, section 2.3): weights and embeddings are normal with
+    standard deviation 0.02, those that end in the residual stream divided by sqrt(2L); layernorms are the identity,
+    biases 0.
+    """
+    rng = np.random.default_rng(seed)
+    for name, tensor in params.items():
+        if name in ("ln1w", "ln2w", "lnfw"):
+            tensor.fill(1)
+        elif name in MATRICES:
+            deviation = 0.02 / np.sqrt(2 * config.L) if name in ("attprojw", "fcprojw") else 0.02
+            rng.standard_normal(out=tensor, dtype=tensor.dtype)
+            tensor *= tensor.dtype.type(deviation)
+    params["wte"][config.V :] = 0

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from gpt2.kernels.adamw import adamw_update, sum_of_squares
+from tests import reference
+from tests.numeric import assert_close, both_precisions, tiny
+
+# The second size has several tasks, the last of them a short one.
+SIZES = pytest.mark.parametrize("n", [tiny(10), tiny(1), 2 * 65536 + 7])
+
+
+@SIZES
+@both_precisions(1e-6, 1e-13)
+def test_steps_equal_the_reference(n, dtype, tolerance):
+    rng = np.random.default_rng(1)
+    params = rng.standard_normal(n).astype(dtype)
+    m, v = np.zeros(n, dtype), np.zeros(n, dtype)
+    expected = params.astype(float), np.zeros(n), np.zeros(n)
+    for step in (1, 2, 3):
+        grads = rng.standard_normal(n).astype(dtype)
+        before = grads.copy()
+        adamw_update(params, grads, m, v, 0.01, 0.8, 0.95, 1e-3, 0.3, 0.5, step)
+        expected = reference.adamw(
+            expected[0], 0.5 * before.astype(float), *expected[1:], step, 0.01, 0.8, 0.95, 1e-3, 0.3
+        )
+        assert np.array_equal(grads, before)
+    for what, actual, value in zip(("params", "m", "v"), (params, m, v), expected, strict=True):
+        assert_close(actual, value, tolerance, what)
+
+
+def test_a_gradient_of_zero_only_decays_tiny():
+    params, zeros = np.arange(5, dtype=np.float64), np.zeros(5)
+    adamw_update(params, zeros, zeros.copy(), zeros.copy(), 0.1, 0.9, 0.999, 1e-8, 0.2, 1.0, 1)
+    assert_close(params, np.arange(5) * (1 - 0.1 * 0.2), 1e-7)
+
+
+@SIZES
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sum_of_squares(n, dtype):
+    x = np.random.default_rng(2).standard_normal(n).astype(dtype)
+    total = sum_of_squares(x)
+    assert total == pytest.approx(np.sum(x.astype(float) ** 2), rel=1e-12)
+
+
+def test_sum_of_squares_is_added_up_in_float64_tiny():
+    # In float32 the square of 1e-4 would vanish beside 1, and 1e30 squared would overflow.
+    assert sum_of_squares(np.array([1, 1e-4], np.float32)) == pytest.approx(1 + 1e-8, rel=1e-12)
+    assert sum_of_squares(np.array([1e30], np.float32)) == pytest.approx(1e60, rel=1e-6)

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
+from gpt2.kernels.blas import single_threaded
+from tests import reference
+from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
+
+# The kernels work on blocks of 64 rows: one short of it, exactly it, one past it, two past it.
+SIZES = pytest.mark.parametrize(
+    ("B", "T", "NH", "HS"),
+    [
+        tiny(2, 5, 2, 5),
+        tiny(1, 1, 2, 3),
+        tiny(1, 66, 1, 1),
+        (1, 63, 3, 17),
+        (1, 64, 2, 16),
+        (2, 65, 3, 17),
+        (1, 130, 2, 8),
+    ],
+)
+
+
+def run_forward(qkv, NH):
+    """Returns (atty, lse, scratch); all three start as NaN, for nothing may depend on what they held before."""
+    B, T, channels = qkv.shape
+    atty, lse = np.full((B, T, channels // 3), np.nan, qkv.dtype), np.full((B, NH, T), np.nan, qkv.dtype)
+    scratch = np.full(attention_scratch_shape(B, T, NH), np.nan, qkv.dtype)
+    with single_threaded():
+        attention_forward(atty, lse, qkv, scratch)
+    return atty, lse, scratch
+
+
+def run_backward(datty, qkv, NH):
+    """Returns dqkv, after a forward pass of its own."""
+    atty, lse, scratch = run_forward(qkv, NH)
+    dqkv = np.full_like(qkv, np.nan)
+    scratch.fill(np.nan)
+    with single_threaded():
+        attention_backward(dqkv, datty, qkv, atty, lse, scratch)
+    return dqkv
+
+
+@SIZES
+@both_precisions(1e-6, 1e-13)
+def test_forward(B, T, NH, HS, dtype, tolerance):
+    qkv = np.random.default_rng(1).standard_normal((B, T, 3 * NH * HS)).astype(dtype)
+    atty, lse, _ = run_forward(qkv, NH)
+    assert_close(atty, reference.attention(qkv.astype(float), NH), tolerance, "atty")
+    scores = reference.attention_scores(qkv.astype(float), NH)
+    assert_close(lse, reference.log_sum_exp(scores), tolerance, "lse")
+
+
+@SIZES
+@both_precisions(2e-6, 1e-13)
+def test_backward(B, T, NH, HS, dtype, tolerance):
+    rng = np.random.default_rng(2)
+    qkv = rng.standard_normal((B, T, 3 * NH * HS)).astype(dtype)
+    datty = rng.standard_normal((B, T, NH * HS)).astype(dtype)
+    dqkv = run_backward(datty, qkv, NH)
+    expected = reference.attention_backward(datty.astype(float), qkv.astype(float), NH)
+    for part, name in enumerate(("dq", "dk", "dv")):
+        channels = slice(part * NH * HS, (part + 1) * NH * HS)
+        if T == 1 and name != "dv":
+            # A softmax over one key is constant: what is left is the rounding of datty . v - datty . atty.
+            assert np.abs(dqkv[..., channels]).max() <= 10 * tolerance
+        else:
+            assert_close(dqkv[..., channels], expected[..., channels], tolerance, name)
+
+
+@pytest.mark.parametrize(("T", "NH", "HS"), [tiny(3, 2, 2), (67, 1, 5)])
+def test_gradient(T, NH, HS):
+    rng = np.random.default_rng(3)
+    qkv, datty = rng.standard_normal((1, T, 3 * NH * HS)), rng.standard_normal((1, T, NH * HS))
+    dqkv = run_backward(datty, qkv, NH)
+    assert_gradient(lambda: float(np.sum(datty * run_forward(qkv, NH)[0])), qkv, dqkv, rng)
+
+
+@pytest.mark.parametrize("T", [tiny(4), 70])
+def test_the_future_changes_nothing(T):
+    rng = np.random.default_rng(4)
+    qkv = rng.standard_normal((1, T, 3 * 6)).astype(np.float32)
+    before = run_forward(qkv, 2)[0]
+    qkv[:, T - 2 :] = 1e4
+    after = run_forward(qkv, 2)[0]
+    assert np.array_equal(after[:, : T - 2], before[:, : T - 2])
+    assert not np.any(after[:, T - 2 :] == before[:, T - 2 :])
+
+
+def test_large_scores_neither_overflow_nor_lose_the_sum_tiny():
+    # Scores up to about 10^4, whose exponentials no float holds.
+    qkv = 60 * np.random.default_rng(5).standard_normal((1, 6, 3 * 8))
+    atty, lse, _ = run_forward(qkv.astype(np.float32), 2)
+    exact = qkv.astype(np.float32).astype(float)
+    assert np.abs(reference.attention_scores(exact, 2)[0, 0, -1]).max() > 1000
+    assert_close(atty, reference.attention(exact, 2), 1e-3)
+    assert_close(lse, reference.log_sum_exp(reference.attention_scores(exact, 2)), 1e-6)

@@ -1,0 +1,32 @@
+import dataclasses
+
+import pytest
+
+from gpt2.config import PRESETS, GPT2Config
+from gpt2.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+)
+def test_presets_have_the_published_numbers_of_parameters(name, parameters):
+    assert PRESETS[name].num_parameters == parameters
+    assert PRESETS[name].HS == 64
+
+
+@pytest.mark.parametrize(("V", "Vp"), [(1, 128), (127, 128), (128, 128), (129, 256), (50257, 50304)])
+def test_vocabulary_is_padded_to_a_multiple_of_128(V, Vp):
+    assert GPT2Config(V=V).Vp == Vp
+
+
+@pytest.mark.parametrize("size", [field.name for field in dataclasses.fields(GPT2Config)])
+@pytest.mark.parametrize("value", [0, -1, 2**31])
+def test_sizes_no_model_can_have(size, value):
+    with pytest.raises(UserError, match=f"{size}={value}"):
+        GPT2Config(**{size: value})
+
+
+def test_channels_must_divide_among_the_heads():
+    with pytest.raises(UserError, match=r"10 channels.*3 heads"):
+        GPT2Config(NH=3, C=10)

@@ -1,0 +1,221 @@
+"""The training loop and its two scripts, end to end on a model of a few thousand parameters."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import train_gpt2
+from gpt2 import GPT2, GPT2Config, huggingface, memory, trainer
+from gpt2.checkpoint import load_model
+from gpt2.dataset import write_tokens
+from gpt2.errors import UnavailableError, UserError
+from gpt2.kernels.threads import available_threads, set_threads
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
+KEYS = {"step", "train_loss", "grad_norm", "lr", "forward_ms", "backward_ms", "update_ms", "tokens_per_s"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with a tiny model and tokens that a model can learn: 0, 1, ..., 49 over and over."""
+    monkeypatch.chdir(tmp_path)
+    GPT2(CONFIG, seed=1).save("tiny.bin")
+    write_tokens("train.bin", np.arange(2000) % 50)
+    write_tokens("val.bin", np.arange(300) % 50)
+    yield tmp_path
+    set_threads(available_threads())
+
+
+def options(*arguments):
+    base = "--init tiny.bin --train-data train.bin --val-data val.bin -b 2 -t 8 -x 4 -l 1e-2 --sample-tokens 5"
+    return train_gpt2.parse_arguments([*base.split(), *arguments])
+
+
+def records(out="out"):
+    return [json.loads(line) for line in pathlib.Path(out, "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out="out"):
+    return [record["train_loss"] for record in records(out) if "train_loss" in record]
+
+
+def test_script_end_to_end(folder):
+    arguments = "--init tiny.bin --train-data train.bin --val-data val.bin -b 2 -t 8 -x 10 -l 1e-2 --val-every 4"
+    command = [sys.executable, str(ROOT / "train_gpt2.py"), *arguments.split(), "--sample-every", "5"]
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert run.returncode == 0, run.stderr
+    assert f"number of parameters: {CONFIG.num_parameters:,}" in run.stdout
+    assert "compiling the kernels" in run.stdout
+    assert len(re.findall(r"^step +\d+/10 \| train loss \d+\.\d+ \| norm ", run.stdout, re.MULTILINE)) == 10
+    assert (
+        len(re.findall(r"^val loss \d+\.\d+$", run.stdout, re.MULTILINE)) == 4
+    )  # before, after 4, after 8, at the end
+    assert run.stdout.count("--- sample ---") == 2
+    written = records()
+    assert [record["step"] for record in written] == list(range(11))
+    assert all(record.keys() >= KEYS for record in written[1:])
+    assert [record["step"] for record in written if "val_loss" in record] == [0, 4, 8, 10]
+    assert written[-1]["val_loss"] < written[0]["val_loss"] - 0.1
+    assert pathlib.Path("out/loss.png").read_bytes().startswith(b"\x89PNG")
+    config, params = load_model("out/model.bin")
+    assert config == CONFIG and not np.array_equal(params, GPT2.load("tiny.bin").params_flat)
+
+
+def test_same_bits_for_any_number_of_threads(folder):
+    for threads in (1, 2, 3):
+        trainer.train(options("--threads", str(threads), "--out-dir", f"out{threads}"))
+    for threads in (2, 3):
+        assert losses(f"out{threads}") == losses("out1")
+        assert pathlib.Path(f"out{threads}/model.bin").read_bytes() == pathlib.Path("out1/model.bin").read_bytes()
+
+
+def test_accumulated_batches_equal_one_large_batch(folder):
+    trainer.train(options("-b", "4", "--out-dir", "large", "--grad-clip", "0.5"))
+    trainer.train(options("-b", "2", "--grad-accum-steps", "2", "--out-dir", "small", "--grad-clip", "0.5"))
+    for large, small in zip(records("large")[1:], records("small")[1:], strict=True):
+        assert small["train_loss"] == pytest.approx(large["train_loss"], rel=1e-5)
+        assert small["grad_norm"] == pytest.approx(large["grad_norm"], rel=1e-4)
+
+
+def test_logged_norm_is_before_clipping_and_clipping_changes_the_run(folder):
+    trainer.train(options("--out-dir", "free", "--eps", "1"))  # a large eps, for AdamW forgives the gradient's scale
+    trainer.train(options("--out-dir", "clipped", "--eps", "1", "--grad-clip", "1e-3"))
+    free, clipped = records("free"), records("clipped")
+    assert clipped[1]["grad_norm"] == free[1]["grad_norm"] > 1e-3
+    assert clipped[-1]["val_loss"] > free[-1]["val_loss"]
+
+
+def test_overfitting_a_single_batch(folder):
+    trainer.train(options("--overfit-single-batch", "-x", "60", "--val-every", "0", "--sample-every", "0"))
+    assert losses()[0] > 3 and losses()[-1] < 0.2
+
+
+def test_zero_switches_validation_and_samples_off(folder, capsys):
+    trainer.train(options("--val-every", "0", "--sample-every", "0", "--val-data", "missing.bin"))
+    printed = capsys.readouterr().out
+    assert "val loss" not in printed and "sample" not in printed
+    assert [record["step"] for record in records()] == [1, 2, 3, 4]
+
+
+def test_validation_is_the_mean_over_the_batches_asked_for(folder):
+    model, loader = GPT2.load("tiny.bin"), trainer.DataLoader("val.bin", 2, 8, 50)
+    expected = [model.forward(*loader.next_batch()) for _ in range(loader.num_batches)]
+    for count, first in ((3, 3), (0, loader.num_batches), (1000, loader.num_batches)):
+        trainer.train(options("-x", "0", "--val-batches", str(count)))
+        assert records() == [{"step": 0, "val_loss": pytest.approx(np.mean(expected[:first]), rel=1e-7)}]
+
+
+def test_random_weights_and_their_recipe_stand_in_for_weights_that_cannot_be_had(folder, monkeypatch, capsys):
+    def unavailable(data_dir):
+        raise UnavailableError("no network")
+
+    monkeypatch.setattr(huggingface, "load_gpt2", unavailable)
+    monkeypatch.setitem(trainer.PRESETS, "gpt2", CONFIG)
+    trainer.train(train_gpt2.parse_arguments("--train-data train.bin --val-data val.bin -b 2 -t 8 -x 2".split()))
+    printed = capsys.readouterr().out
+    (paragraph,) = [line for line in printed.splitlines() if "random weights" in line]
+    assert "no network" in paragraph and huggingface.FETCH_COMMAND in paragraph
+    warmup, peak = trainer.FROM_SCRATCH["warmup_steps"], trainer.FROM_SCRATCH["learning_rate"]
+    assert [record["lr"] for record in records()[1:]] == pytest.approx([peak / warmup, 2 * peak / warmup])
+
+
+def test_corrupt_weights_are_not_taken_for_unavailable_ones(folder):
+    pathlib.Path("data").mkdir()
+    pathlib.Path("data/gpt2_124M.bin").write_bytes(b"x" * 2000)
+    with pytest.raises(UserError, match="gpt2_124M.bin: not a model file"):
+        trainer.train(options("--init", "gpt2"))
+
+
+def test_default_data_are_tiny_shakespeare_or_else_the_plays(folder, capsys):
+    pathlib.Path("data").mkdir()
+    arguments = train_gpt2.parse_arguments("--init tiny.bin -b 2 -t 8 -x 1".split())
+    with pytest.raises(UserError, match=r"tiny_shakespeare_train.bin: no such file.*prepro_tinyshakespeare.py"):
+        trainer.train(arguments)
+    for name in ("shakespeare", "tiny_shakespeare"):
+        shutil.copy("train.bin", f"data/{name}_train.bin")
+        shutil.copy("val.bin", f"data/{name}_val.bin")
+        trainer.train(arguments)
+        assert ("not comparable" in capsys.readouterr().out) == (name == "shakespeare")
+
+
+def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
+    pathlib.Path("empty.bin").touch()
+    pathlib.Path("file").write_text("not a folder")
+    write_tokens("large.bin", np.arange(2000) % 51)
+    write_tokens("short.bin", np.arange(16))
+    for arguments, message in (
+        (["--init", "missing.bin"], "missing.bin: No such file"),
+        (["--init", "train.bin"], "train.bin: not a model file"),
+        (["--init", "."], "config.json"),
+        (["--train-data", "missing.bin"], "missing.bin: no such token file"),
+        (["--train-data", "empty.bin"], "empty.bin: empty"),
+        (["--val-data", "large.bin"], "large.bin: token 50 at position 50 is not in 0 .. 49"),
+        (["--train-data", "short.bin"], "short.bin: 16 tokens, a batch of 2 x 8 takes at least 17"),
+        (["-t", "17"], "--seq-len 17: the model's positions end at 16"),
+        (["--threads", "0"], "0 threads"),
+        (["--threads", "4096"], "4096 threads"),
+        (["--out-dir", "file/out"], "file/out: Not a directory"),
+        (["--out-dir", "file"], "file: File exists"),
+        (["--prompt", "hello"], "--prompt needs GPT-2's vocabulary"),
+    ):
+        with pytest.raises(UserError) as refused:
+            trainer.train(options(*arguments))
+        assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_too_little_memory_or_disk_is_said_before_it_is_taken(folder, monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda: 100_000)
+    with pytest.raises(UserError, match=r"not enough memory: training at --batch-size 2 .* needs 0.00 GB"):
+        trainer.train(options())
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    usage = shutil.disk_usage(folder)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"out: the trained model needs 0.00 GB of disk"):
+        trainer.train(options())
+    assert not pathlib.Path("out/model.bin").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_model(folder):
+    model = GPT2.load("tiny.bin")
+    model.params["lnfw"][0] = np.nan
+    model.save("nan.bin")
+    with pytest.raises(UserError, match="not finite at step 1"):
+        trainer.train(options("--init", "nan.bin", "--val-every", "0"))
+    assert not pathlib.Path("out/model.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--init", "missing.bin"], 1, "error: missing.bin: No such file or directory"),
+        (["--batch-size", "0"], 2, "0 is below 1"),
+        (["--lr-schedule", "cosinus"], 2, "invalid choice: 'cosinus'"),
+        (["--no-such-option"], 2, "unrecognized arguments"),
+        (["--learning-rate", "nan"], 2, "nan is not in the range"),
+    ],
+)
+def test_exit_status_and_one_line_without_traceback(folder, arguments, status, message):
+    command = [sys.executable, str(ROOT / "train_gpt2.py"), "--train-data", "train.bin", "--val-data", "val.bin"]
+    run = subprocess.run(command + arguments, capture_output=True, text=True, timeout=300)
+    assert run.returncode == status
+    assert message in run.stderr and "Traceback" not in run.stderr
+    assert status == 2 or run.stderr.count("\n") == 1
+
+
+def test_help_is_grouped_and_shows_defaults():
+    command = [sys.executable, str(ROOT / "train_gpt2.py"), "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "200"})
+    for text in ("model and data:", "optimizer:", "validation and samples:", "(default: 0.999)", "(default: 40)"):
+        assert text in printed.stdout
+    assert "SUPPRESS" not in printed.stdout and "None" not in printed.stdout

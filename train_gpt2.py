@@ -1,0 +1,103 @@
+"""Trains GPT-2 on the CPU. `python train_gpt2.py --help` lists the options; the loop itself is gpt2/trainer.py."""
+
+import argparse
+import math
+
+from gpt2.errors import run_command
+from gpt2.kernels.threads import available_threads
+from gpt2.optimizer import SCHEDULES
+from gpt2.trainer import FINE_TUNING, FROM_SCRATCH, train
+
+
+def parse_arguments(arguments=None):
+    """Returns the options as a namespace; exits with argparse's usual message if they are wrong."""
+    parser = argparse.ArgumentParser(
+        description="Trains GPT-2 on the CPU, from its released weights unless --init says otherwise.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument_group("model and data").add_argument
+    add(
+        "--init",
+        default="gpt2",
+        metavar="gpt2|scratch|FILE.bin|DIR",
+        help="start from GPT-2 124M's released weights, from random ones, a model file, or a Hugging Face folder",
+    )
+    files = {"nargs": "+", "metavar": "FILE", "default": argparse.SUPPRESS}
+    add("--train-data", **files, help="token files or globs (default: what prepro_tinyshakespeare.py made)")
+    add("--val-data", **files, help="the same for validation")
+
+    add = parser.add_argument_group("batches and steps").add_argument
+    add("--batch-size", "-b", type=_whole(1), default=4, metavar="B", help="sequences in a batch")
+    add("--seq-len", "-t", type=_whole(1), default=64, metavar="T", help="tokens in a sequence")
+    add("--grad-accum-steps", type=_whole(1), default=1, metavar="N", help="batches whose gradients make one update")
+    add("--max-steps", "-x", type=_whole(0), default=40, metavar="N", help="updates")
+    add("--overfit-single-batch", action="store_true", help="train on the first batch only, to see it learned by heart")
+
+    add = parser.add_argument_group("optimizer").add_argument
+    add(
+        "--learning-rate",
+        "-l",
+        type=_real(0),
+        default=argparse.SUPPRESS,
+        metavar="LR",
+        help=f"the peak (default: {FINE_TUNING['learning_rate']:g}, "
+        f"{FROM_SCRATCH['learning_rate']:g} from random weights)",
+    )
+    add(
+        "--lr-schedule",
+        choices=SCHEDULES,
+        default="constant",
+        help="how it falls after the warm-up; wsd stays and falls over the last fifth of the run",
+    )
+    add(
+        "--warmup-steps",
+        type=_whole(0),
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help=f"steps in which it climbs to the peak, 0: off (default: {FINE_TUNING['warmup_steps']}, "
+        f"{FROM_SCRATCH['warmup_steps']} from random weights)",
+    )
+    add("--final-lr-fraction", type=_real(0, 1), default=0.0, metavar="F", help="where it ends, as a part of the peak")
+    add("--beta1", type=_real(0, 1, open_end=True), default=0.9, help="AdamW's decay of the first moment")
+    add("--beta2", type=_real(0, 1, open_end=True), default=0.999, help="AdamW's decay of the second moment")
+    add("--eps", type=_real(0), default=1e-8, help="AdamW's guard against division by zero")
+    add("--weight-decay", type=_real(0), default=0.0, metavar="W", help="on matrices and embeddings only")
+    add("--grad-clip", type=_real(0), default=0.0, metavar="NORM", help="largest gradient norm, 0: off")
+
+    add = parser.add_argument_group("validation and samples").add_argument
+    add("--val-every", type=_whole(0), default=10, metavar="N", help="steps between validations, 0: never")
+    add("--val-batches", type=_whole(0), default=5, metavar="N", help="batches of a validation, 0: the whole split")
+    add("--sample-every", type=_whole(0), default=20, metavar="N", help="steps between samples of text, 0: never")
+    add("--sample-tokens", type=_whole(1), default=64, metavar="N", help="tokens in a sample")
+    add("--prompt", default="", metavar="TEXT", help="what a sample continues; empty: a new document")
+
+    add = parser.add_argument_group("the run").add_argument
+    add("--out-dir", default="out", metavar="DIR", help="where the model, metrics.jsonl and loss.png go")
+    add("--seed", type=_whole(0), default=1337, metavar="N", help="of random weights and samples")
+    add("--threads", type=int, default=available_threads(), metavar="N", help="the result does not depend on it")
+    undecided = {"train_data": None, "val_data": None, "learning_rate": None, "warmup_steps": None}
+    return parser.parse_args(arguments, argparse.Namespace(**undecided))
+
+
+def _whole(lowest):
+    def whole_number(text):
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{value} is below {lowest}")
+        return value
+
+    return whole_number
+
+
+def _real(lowest, highest=math.inf, open_end=False):
+    def number(text):
+        value = float(text)
+        if not lowest <= value <= highest or math.isinf(value) or (open_end and value == highest):
+            raise argparse.ArgumentTypeError(f"{text} is not in the range from {lowest} to {highest}")
+        return value
+
+    return number
+
+
+if __name__ == "__main__":
+    run_command(lambda: train(parse_arguments()))
