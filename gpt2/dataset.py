@@ -144,7 +144,7 @@ _GENERIC = set(
     mariners master mayor merchant messenger murderer murderers musician nurse of officer page painter petitioner
     pirate player plebeians poet porter post priest prince prologue provost roman romans sailor senator senators
     sentinel servant servants serving-man shepherd sheriff sir soldier soldiers son soothsayer spirit steward stranger
-    tailor traveller tribune tribunes warder watch watchman widow witch""".split()  # noqa: SIM905
+    tailor traveller tribune tribunes warder watch watchman widow witch""".split()
 )
 
 

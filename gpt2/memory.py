@@ -7,7 +7,7 @@ import psutil
 
 from gpt2.errors import UserError
 
-# A container's limit, what it uses of it, and what that use is made of: Linux's control groups, version 2 and version 1.
+# A container's limit, what it uses of it and what that is made of: Linux's control groups, version 2 and version 1.
 CONTROL_GROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (

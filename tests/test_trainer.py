@@ -132,7 +132,7 @@ def test_random_weights_and_their_recipe_stand_in_for_weights_that_cannot_be_had
 def test_corrupt_weights_are_not_taken_for_unavailable_ones(folder):
     pathlib.Path("data").mkdir()
     pathlib.Path("data/gpt2_124M.bin").write_bytes(b"x" * 2000)
-    with pytest.raises(UserError, match="gpt2_124M.bin: not a model file"):
+    with pytest.raises(UserError, match=r"gpt2_124M\.bin: not a model file"):
         trainer.train(options("--init", "gpt2"))
 
 
@@ -219,3 +219,16 @@ def test_help_is_grouped_and_shows_defaults():
     for text in ("model and data:", "optimizer:", "validation and samples:", "(default: 0.999)", "(default: 40)"):
         assert text in printed.stdout
     assert "SUPPRESS" not in printed.stdout and "None" not in printed.stdout
+
+
+DATA = ROOT / "data"
+WHAT_LLMC_NEEDS = [DATA / name for name in ("gpt2_124M.bin", "tiny_shakespeare_train.bin", "tiny_shakespeare_val.bin")]
+
+
+@pytest.mark.skipif(not all(path.exists() for path in WHAT_LLMC_NEEDS), reason="GPT-2's weights or data are not there")
+def test_llmc_trajectory_from_the_released_weights(tmp_path):
+    weights, train_data, val_data = map(str, WHAT_LLMC_NEEDS)
+    arguments = ["--init", weights, "--train-data", train_data, "--val-data", val_data, "-x", "4"]
+    trainer.train(train_gpt2.parse_arguments([*arguments, "--sample-every", "0", "--out-dir", str(tmp_path)]))
+    assert records(tmp_path)[0]["val_loss"] == pytest.approx(5.3255, abs=1e-3)
+    assert losses(tmp_path) == pytest.approx([5.356, 4.301, 4.623, 4.600], abs=2e-3)
