@@ -33,7 +33,8 @@ def train(options):
     started = time.perf_counter()
     set_threads(options.threads)
     out_dir = _output_folder(options.out_dir)
-    train_files, val_files = _data_files(options)
+    train_files = _data_files(options.train_data, "train")
+    val_files = _data_files(options.val_data, "val") if options.val_every else None
     model, pretrained = _initial_model(options)
     recipe = FINE_TUNING if pretrained else FROM_SCRATCH
     peak_lr = recipe["learning_rate"] if options.learning_rate is None else options.learning_rate
@@ -43,13 +44,13 @@ def train(options):
     if model.config.maxT < T:
         raise UserError(f"--seq-len {T}: the model's positions end at {model.config.maxT}")
     train_loader = DataLoader(train_files, B, T, model.config.V)
-    val_loader = DataLoader(val_files, B, T, model.config.V) if options.val_every else None
+    val_loader = DataLoader(val_files, B, T, model.config.V) if val_files else None
     _check_room(model, B, T, out_dir)
     _describe(options, model, train_loader, val_loader, peak_lr, warmup_steps)
     _compile_kernels()
 
     optimizer = AdamW(model, options.beta1, options.beta2, options.eps, options.weight_decay)
-    sampler = Sampler(model, options)
+    sampler = Sampler(model, options) if options.sample_every else None
     width = len(str(options.max_steps))
     metrics = Metrics(out_dir)
     if val_loader:
@@ -138,14 +139,15 @@ class Sampler:
     def __init__(self, model, options):
         self.model, self.count = model, options.sample_tokens
         self.rng = np.random.default_rng(options.seed)
-        self.encoding = self._encoding() if options.sample_every else None
-        # The last token of GPT-2's vocabulary is <|endoftext|>, which stands before every document.
-        self.prompt = [model.config.V - 1]
-        if options.prompt and self.encoding is None:
-            raise UserError("--prompt needs GPT-2's vocabulary, which is not there or not the model's")
-        if options.prompt:
-            self.prompt = self.encoding.encode_ordinary(options.prompt)
+        self.encoding = self._encoding()
         self.prompt_text = options.prompt
+        if not options.prompt:
+            # The last token of GPT-2's vocabulary is <|endoftext|>, which stands before every document.
+            self.prompt = [model.config.V - 1]
+        elif self.encoding:
+            self.prompt = self.encoding.encode_ordinary(options.prompt)
+        else:
+            raise UserError("--prompt needs GPT-2's vocabulary, which is not there or not the model's")
 
     def _encoding(self):
         if self.model.config.V != tokenizer.EOT + 1:
@@ -182,20 +184,19 @@ def _initial_model(options):
         return GPT2(PRESETS["gpt2"], options.seed), False
 
 
-def _data_files(options):
-    """The training and validation files: the ones named, or TinyShakespeare, or the plays that stand in for it."""
-    stem = "tiny_shakespeare"
-    if not (DATA / f"{stem}_train.bin").exists() and (DATA / "shakespeare_train.bin").exists():
-        stem = "shakespeare"
-    train_files = options.train_data or [str(DATA / f"{stem}_train.bin")]
-    val_files = options.val_data or [str(DATA / f"{stem}_val.bin")]
-    if stem == "shakespeare" and not (options.train_data and options.val_data):
-        print("TinyShakespeare is not there: this run uses the complete plays, and its losses are not comparable")
-    for name, files in (("--train-data", options.train_data), ("--val-data", options.val_data)):
-        default = DATA / f"{stem}_{'train' if name == '--train-data' else 'val'}.bin"
-        if not files and not default.exists():
-            raise UserError(f"{default}: no such file; make it with: python prepro_tinyshakespeare.py, or use {name}")
-    return train_files, val_files
+def _data_files(named, split):
+    """The files named for a split, or TinyShakespeare's, or those of the plays that stand in for it."""
+    if named:
+        return named
+    tiny, plays = (DATA / f"{name}_{split}.bin" for name in ("tiny_shakespeare", "shakespeare"))
+    if tiny.exists():
+        return tiny
+    if not plays.exists():
+        raise UserError(
+            f"{tiny}: no such file; make it with: python prepro_tinyshakespeare.py, or name another with --{split}-data"
+        )
+    print(f"{tiny} is not there, {plays} (the complete plays) stands in for it: losses are not comparable")
+    return plays
 
 
 def _output_folder(path):

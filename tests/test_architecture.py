@@ -1,0 +1,108 @@
+"""Arrows point one way: what each module may import, read off the sources."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+KERNEL_LIBRARIES = {"numba", "llvmlite", "scipy", "threadpoolctl"}
+
+# Module -> what of the package it may know. "kernels" stands for all of its modules.
+FILES = {"errors", "files"}
+MODEL_FILES = {*FILES, "config", "layout", "memory", "checkpoint", "huggingface"}
+MAY_IMPORT = {
+    "errors": set(),
+    "files": {"errors"},
+    "memory": {"errors"},
+    "config": {"errors"},
+    "layout": {"errors"},
+    "kernels": {"kernels", "errors"},
+    "checkpoint": {*FILES, "config", "layout", "memory"},
+    "huggingface": {*FILES, "config", "layout", "memory", "checkpoint"},
+    "model": {*MODEL_FILES, "kernels"},
+    "optimizer": {"errors", "config", "layout", "memory", "kernels", "model"},
+    "generate": {"errors", "config", "layout", "memory", "kernels", "model"},
+    "verify": {*MODEL_FILES, "model"},
+    "fetch": FILES,
+    "dataloader": FILES,
+    "tokenizer": {*FILES, "fetch"},
+    "dataset": {*FILES, "fetch", "tokenizer", "dataloader"},
+    "metrics": FILES,
+    "trainer": {*MODEL_FILES, "kernels", "model", "optimizer", "generate", "tokenizer", "dataloader", "metrics"},
+    "": {"config", "model"},  # gpt2/__init__.py
+    # The scripts: arguments in, one call. The two more are for the choices and the default that --help shows.
+    "prepro_tinyshakespeare": {"dataset", "errors"},
+    "train_gpt2": {"trainer", "errors", "optimizer", "kernels"},
+}
+SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "gpt2").rglob("*.py")])
+
+
+def module_of(path):
+    """The key of MAY_IMPORT that stands for a source file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] != "gpt2":
+        return parts[0]
+    return "" if parts[1] == "__init__" else parts[1]
+
+
+def imports_of(source):
+    """Yields the dotted names that a source imports, anywhere in it; `from gpt2 import x` gives gpt2.x."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute, or this test would not see them"
+            yield from ([f"gpt2.{alias.name}" for alias in node.names] if node.module == "gpt2" else [node.module])
+
+
+def offences(module, source):
+    """Returns the imports of a module's source that point the wrong way."""
+    wrong = []
+    for name in imports_of(source):
+        top, _, rest = name.partition(".")
+        if top == "gpt2":
+            allowed = rest.split(".")[0] in MAY_IMPORT[module]
+        elif module == "kernels":
+            allowed = top in KERNEL_LIBRARIES | {"numpy"} | set(sys.stdlib_module_names)
+        else:
+            allowed = top not in KERNEL_LIBRARIES
+        if not allowed:
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_the_right_way(path):
+    module = module_of(path)
+    assert module in MAY_IMPORT, f"{path.name} is new: say in MAY_IMPORT what it may know"
+    assert offences(module, path.read_text(encoding="utf-8")) == []
+
+
+def test_every_rule_has_its_module():
+    assert {module_of(path) for path in SOURCES} == set(MAY_IMPORT)
+
+
+def test_no_rules_make_a_circle():
+    # Taking away modules that know only modules already taken away, none is left.
+    left = {module: allowed - {module} for module, allowed in MAY_IMPORT.items()}
+    while free := {module for module, allowed in left.items() if not allowed & left.keys()}:
+        left = {module: allowed for module, allowed in left.items() if module not in free}
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("model", "import numba"),
+        ("trainer", "def f():\n    from scipy import linalg"),
+        ("kernels", "from gpt2.model import GPT2"),
+        ("kernels", "import requests"),
+        ("config", "from gpt2 import model"),
+        ("dataloader", "import gpt2.kernels.threads"),
+        ("prepro_tinyshakespeare", "from gpt2 import GPT2Config"),
+    ],
+)
+def test_a_wrong_arrow_is_found(module, source):
+    assert len(offences(module, source)) == 1

@@ -1,0 +1,257 @@
+import numpy as np
+import pytest
+
+import gpt2.model
+from gpt2.config import GPT2Config
+from gpt2.errors import UserError
+from gpt2.layout import parameter_layout
+from gpt2.model import GPT2
+from tests import reference
+from tests.numeric import assert_close, assert_gradient, both_precisions, random_batch, randomise, relative_error
+
+NAMES = list(parameter_layout(GPT2Config()).shapes)
+TINY = GPT2Config(maxT=7, V=11, L=2, NH=2, C=10)
+# More than one task, block and chunk of everything: B*T past 256, T past 64, 4C past 192, C past 64.
+WIDE = GPT2Config(maxT=101, V=131, L=2, NH=3, C=66)
+
+
+def make(config, seed, dtype=np.float32):
+    """Returns a model without a single parameter that is 0 or 1 by chance."""
+    model = GPT2(config, dtype=dtype)
+    randomise(model, np.random.default_rng(seed))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("config", "B", "T"),
+    [
+        pytest.param(TINY, 2, 5, id="tiny"),
+        pytest.param(TINY, 1, 1, id="tiny-one-token"),
+        pytest.param(GPT2Config(maxT=3, V=1, L=1, NH=5, C=5), 1, 3, id="tiny-one-of-everything"),
+        pytest.param(WIDE, 3, 101, id="wide"),
+    ],
+)
+@both_precisions(1e-5, 2e-7)
+def test_logits_loss_and_gradients_equal_the_reference(config, B, T, dtype, tolerance):
+    model = make(config, 1, dtype)
+    tokens, targets = random_batch(config, B, T, np.random.default_rng(2))
+    expected_logits, _ = reference.forward(model.params, config, tokens)
+    expected_loss, expected_grads = reference.loss_and_gradients(model.params, config, tokens, targets)
+    assert_close(model.logits(tokens), expected_logits, tolerance, "logits")
+    loss = model.forward(tokens, targets)
+    model.backward()
+    assert isinstance(loss, float)
+    assert loss == pytest.approx(expected_loss, rel=tolerance)
+    whole = np.sqrt(sum(np.sum(grad**2) for grad in expected_grads.values()))
+    for name, expected in expected_grads.items():
+        # A gradient that is nothing but cancelled terms, as dqkvw at T = 1 is in part, is held to the whole's size.
+        difference = np.linalg.norm(model.grads[name] - expected)
+        assert difference <= tolerance * max(np.linalg.norm(expected), 1e-3 * whole), f"d{name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_by_finite_differences_tiny(name):
+    model = make(TINY, 3, np.float64)
+    rng = np.random.default_rng(4)
+    tokens, targets = random_batch(TINY, 2, 6, rng)
+    loss = model.forward(tokens, targets)
+    model.backward()
+    assert loss > 0
+    tensor, gradient = model.params[name], model.grads[name].copy()
+    if name == "wte":
+        tensor, gradient = tensor[: TINY.V], gradient[: TINY.V]
+    assert_gradient(lambda: model.forward(tokens, targets), tensor, gradient, rng, samples=6, what=f"d{name}")
+
+
+def test_chunks_of_the_classifier_add_up_to_the_whole_tiny(monkeypatch):
+    tokens, targets = random_batch(TINY, 3, 5, np.random.default_rng(5))
+    whole = make(TINY, 5, np.float64)
+    loss = whole.forward(tokens, targets)
+    whole.backward()
+    logits = whole.logits(tokens)
+    monkeypatch.setattr(gpt2.model, "CLASSIFIER_ROWS", 4)  # 4 + 4 + 4 + 3 rows
+    chunked = make(TINY, 5, np.float64)
+    assert chunked.forward(tokens, targets) == pytest.approx(loss, rel=1e-14)
+    chunked.backward()
+    assert chunked.acts["logits"].shape == (4, TINY.Vp)
+    assert_close(chunked.grads_flat, whole.grads_flat, 1e-13)
+    assert_close(chunked.logits(tokens), logits, 1e-14)
+
+
+@pytest.mark.parametrize(
+    ("config", "B", "T"), [pytest.param(TINY, 2, 5, id="tiny"), pytest.param(WIDE, 3, 90, id="wide")]
+)
+def test_backward_twice_doubles_the_gradients(config, B, T):
+    model = make(config, 6)
+    model.forward(*random_batch(config, B, T, np.random.default_rng(6)))
+    model.backward()
+    once = model.grads_flat.astype(float)
+    model.backward()
+    assert np.linalg.norm(once) > 0
+    assert_close(model.grads_flat, 2 * once, 1e-6)
+    model.zero_grad()
+    assert not np.any(model.grads_flat)
+
+
+def test_gradients_of_two_batches_add_up_tiny():
+    model = make(TINY, 7, np.float64)
+    batches = [random_batch(TINY, 2, T, np.random.default_rng(T)) for T in (4, 6)]
+    parts = []
+    for batch in batches:
+        model.zero_grad()
+        model.forward(*batch)
+        model.backward()
+        parts.append(model.grads_flat.copy())
+    model.zero_grad()
+    for batch in batches:
+        model.forward(*batch)
+        model.backward()
+    assert_close(model.grads_flat, parts[0] + parts[1], 1e-13)
+
+
+def test_padded_vocabulary_has_no_gradient_and_no_logits_tiny():
+    model = make(TINY, 8)
+    tokens, targets = random_batch(TINY, 2, 5, np.random.default_rng(8))
+    assert model.logits(tokens).shape == (2, 5, TINY.V)
+    loss = model.forward(tokens, targets)
+    model.backward()
+    assert TINY.Vp == 128
+    assert not np.any(model.grads["wte"][TINY.V :])
+    assert np.all(np.any(model.grads["wte"][: TINY.V], axis=1))
+    model.params["wte"][TINY.V :] = 7
+    assert model.forward(tokens, targets) == loss
+
+
+def test_a_repeated_token_adds_up_in_its_embedding_tiny():
+    # Tokens outside the targets' softmax differ only through the encoder: compare with the reference on a batch of one.
+    model = make(TINY, 9, np.float64)
+    tokens = np.full((2, 6), 4, np.int32)
+    targets = np.random.default_rng(9).integers(0, TINY.V, (2, 6), dtype=np.int32)
+    model.forward(tokens, targets)
+    model.backward()
+    expected = reference.loss_and_gradients(model.params, TINY, tokens, targets)[1]["wte"]
+    assert_close(model.grads["wte"][4], expected[4], 2e-7)
+
+
+@pytest.mark.parametrize(("config", "T"), [pytest.param(TINY, 6, id="tiny"), pytest.param(WIDE, 90, id="wide")])
+def test_a_future_token_cannot_change_past_logits(config, T):
+    model = make(config, 10)
+    tokens, _ = random_batch(config, 2, T, np.random.default_rng(10))
+    before = model.logits(tokens)
+    changed = T - 2
+    tokens[:, changed] = (tokens[:, changed] + 1) % config.V
+    after = model.logits(tokens)
+    assert np.array_equal(after[:, :changed], before[:, :changed])
+    for t in range(changed, T):
+        assert not np.allclose(after[:, t], before[:, t])
+
+
+def test_last_logits_are_the_last_row_of_all_logits_tiny():
+    model = make(TINY, 11)
+    tokens, _ = random_batch(TINY, 2, 5, np.random.default_rng(11))
+    assert_close(model.last_logits(tokens), model.logits(tokens)[:, -1], 1e-6)
+
+
+def test_what_ran_before_leaves_no_trace_tiny():
+    rng = np.random.default_rng(12)
+    large, small = random_batch(TINY, 3, 7, rng), random_batch(TINY, 2, 3, rng)
+    used, fresh = make(TINY, 12), make(TINY, 12)
+    used.forward(*large)
+    used.backward()
+    used.zero_grad()
+    for model in (used, fresh):
+        model.loss = model.forward(*small)
+        model.backward()
+    assert used.loss == fresh.loss
+    assert np.array_equal(used.grads_flat, fresh.grads_flat)
+    assert used.forward(*large) == make(TINY, 12).forward(*large)
+
+
+def test_forward_without_targets_returns_none_and_has_no_backward_tiny():
+    model = make(TINY, 13)
+    tokens, targets = random_batch(TINY, 1, 3, np.random.default_rng(13))
+    with pytest.raises(RuntimeError, match="backward"):
+        model.backward()
+    model.forward(tokens, targets)
+    assert model.forward(tokens) is None
+    with pytest.raises(RuntimeError, match="backward"):
+        model.backward()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[0, 11]], "vocabulary"),
+        ([[0, -1]], "vocabulary"),
+        ([0, 1], "shape"),
+        (np.zeros((0, 3), np.int32), "shape"),
+        (np.zeros((1, 8), np.int32), "positions end at 7"),
+    ],
+)
+def test_tokens_that_no_model_takes(tokens, message):
+    model = GPT2(TINY)
+    with pytest.raises(UserError, match=message):
+        model.forward(tokens)
+    with pytest.raises(UserError, match=message):
+        model.forward(np.zeros((1, 2), np.int32), tokens)
+
+
+def test_targets_of_another_shape():
+    with pytest.raises(UserError, match=r"\(1, 2\).*\(1, 3\)"):
+        GPT2(TINY).forward(np.zeros((1, 3), np.int32), np.zeros((1, 2), np.int32))
+
+
+def test_views_share_memory_with_the_flat_arrays():
+    model = GPT2(TINY)
+    assert list(model.params) == list(model.grads) == NAMES
+    for views, flat in ((model.params, model.params_flat), (model.grads, model.grads_flat)):
+        flat[:] = np.arange(flat.size)
+        assert np.array_equal(np.concatenate([view.ravel() for view in views.values()]), flat)
+        for view in views.values():
+            assert np.shares_memory(view, flat)
+            view.fill(-1)
+        assert np.all(flat == -1)
+
+
+def test_initialisation_is_gpt2s():
+    model = GPT2(GPT2Config(maxT=64, V=200, L=8, NH=2, C=64), seed=3)
+    params = model.params
+    for name, deviation in {
+        "wte": 0.02,
+        "wpe": 0.02,
+        "qkvw": 0.02,
+        "fcw": 0.02,
+        "attprojw": 0.005,
+        "fcprojw": 0.005,
+    }.items():
+        weights = params[name][: 200 if name == "wte" else None]
+        # 4096 or more draws: their deviation's own is 1.1% at most, the mean's 1.6% of the deviation.
+        assert weights.std() == pytest.approx(deviation, rel=0.06), name
+        assert abs(weights.mean()) < 0.08 * deviation, name
+    for name in ("ln1w", "ln2w", "lnfw"):
+        assert np.all(params[name] == 1)
+    for name in ("ln1b", "qkvb", "attprojb", "ln2b", "fcb", "fcprojb", "lnfb"):
+        assert not np.any(params[name])
+    assert not np.any(params["wte"][200:])
+
+
+def test_seed_decides_the_initialisation():
+    assert np.array_equal(GPT2(TINY, seed=5).params_flat, GPT2(TINY, seed=5).params_flat)
+    assert relative_error(GPT2(TINY, seed=5).params["wpe"], GPT2(TINY, seed=6).params["wpe"]) > 0.5
+
+
+def test_saved_and_loaded_it_computes_the_same(tmp_path):
+    model = make(TINY, 14)
+    tokens, targets = random_batch(TINY, 2, 5, np.random.default_rng(14))
+    model.save(tmp_path / "model.bin")
+    loaded = GPT2.load(tmp_path / "model.bin")
+    assert loaded.config == TINY
+    assert loaded.forward(tokens, targets) == model.forward(tokens, targets)
+    loaded.backward()
+    model.backward()
+    assert np.array_equal(loaded.grads_flat, model.grads_flat)
+
+
+def test_unknown_pretrained_name():
+    with pytest.raises(UserError, match="gpt5"):
+        GPT2.from_pretrained("gpt5")
