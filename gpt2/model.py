@@ -153,14 +153,14 @@ class GPT2:
             self._backward_trunk(self._tokens)
 
     def _checked(self, tokens):
-        tokens = np.ascontiguousarray(tokens, dtype=np.int32)
-        if tokens.ndim != 2 or tokens.size == 0:
-            raise UserError(f"tokens of shape {tokens.shape}: (B, T) was expected, neither of them 0")
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+            raise UserError(f"tokens of shape {tokens.shape}, {tokens.dtype}: integers (B, T) expected, none of them 0")
         if tokens.shape[1] > self.config.maxT:
             raise UserError(f"{tokens.shape[1]} tokens in a row, but the model's positions end at {self.config.maxT}")
         if tokens.min() < 0 or tokens.max() >= self.config.V:
             raise UserError(f"a token is not between 0 and the vocabulary's last, {self.config.V - 1}")
-        return tokens
+        return np.ascontiguousarray(tokens, dtype=np.int32)
 
     def _reserve(self, B, T):
         """Makes room for the activations of a (B,T) batch: the array in hand serves if it is large enough."""
@@ -168,7 +168,9 @@ class GPT2:
             return
         layout = activation_layout(self.config, B, T)
         if layout.size > self._acts_flat.size:
-            self.acts = self._acts_flat = None  # lets go of the smaller one first
+            # Lets go of the smaller array first, and holds none should there be no room for the larger.
+            self.acts = self._shape = self._targets = None
+            self._acts_flat = self._acts_flat[:0].copy()
             self._acts_flat = allocate(layout.size, self.params_flat.dtype, f"the activations of {B}x{T} tokens")
         self.acts = layout.views(self._acts_flat[: layout.size])
         self._shape = (B, T)

@@ -111,3 +111,15 @@ def test_concurrent_products_are_always_the_same():
     assert_close(out, inp.astype(float) @ weight.T.astype(float) + bias, 1e-6)
     assert_close(dinp, out.astype(float) @ weight, 1e-6)
     assert_close(dweight, out.T.astype(float) @ inp, 1e-6)
+
+
+@compiled_only
+def test_a_single_row_may_have_any_stride():
+    @numba.njit
+    def product(out, row, matrix):
+        blas.gemm(out, row[None], matrix, False, False, 1.0, 0.0)
+
+    rng = np.random.default_rng(4)
+    row, matrix, out = rng.standard_normal(5), rng.standard_normal((5, 3)), np.empty((1, 3))
+    product(out, row, matrix)
+    assert_close(out[0], row @ matrix, 1e-14)

@@ -39,8 +39,7 @@ def test_exp_over_its_range():
     x = grid(-86.5, 88.69)
     exact = np.exp(x.astype(float))
     error = np.abs(applied(exp_of_all, x) / exact - 1)
-    assert np.max(error) < 3.1e-7
-    assert np.max(error[np.abs(x) < 20]) < 1.3e-7  # where nearly all of a softmax is
+    assert np.max(error) < 1e-7
 
 
 @compiled_only

@@ -122,11 +122,10 @@ def test_small_model_in_float32():
 
 
 def test_small_model_in_float64():
-    # 1e-7 and not less: two of the kernels' constants, GELU's and layernorm's, are float32 in float64 too.
     result = differences(make(np.float64), **BATCH, dtype="float64")
-    assert result["logits"] < 1e-6, result
-    assert max(result["gradients"].values()) < 1e-6, result
-    assert result["losses"] < 1e-6, result
+    assert result["logits"] < 1e-10, result
+    assert max(result["gradients"].values()) < 1e-10, result
+    assert result["losses"] < 1e-10, result
 
 
 def test_the_reference_in_float64():

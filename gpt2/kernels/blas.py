@@ -84,7 +84,8 @@ def _gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
     itemsize, real = c.dtype.bitwidth // 8, getattr(np, c.dtype.name)
 
     def implementation(c, a, b, transpose_a, transpose_b, alpha, beta):
-        # A row-major matrix is its transpose in column-major: c.T = op(b).T op(a).T.
+        # A row-major matrix is its transpose in column-major: c.T = op(b).T op(a).T. A single row may have any stride,
+        # but BLAS wants one that holds it.
         _fortran_gemm(
             np.uint8(ord("T") if transpose_b else ord("N")),
             np.uint8(ord("T") if transpose_a else ord("N")),
@@ -93,12 +94,12 @@ def _gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
             np.int32(a.shape[0] if transpose_a else a.shape[1]),
             real(alpha),
             b,
-            np.int32(b.strides[0] // itemsize),
+            np.int32(max(b.strides[0] // itemsize, b.shape[1])),
             a,
-            np.int32(a.strides[0] // itemsize),
+            np.int32(max(a.strides[0] // itemsize, a.shape[1])),
             real(beta),
             c,
-            np.int32(c.strides[0] // itemsize),
+            np.int32(max(c.strides[0] // itemsize, c.shape[1])),
         )
 
     return implementation

@@ -8,8 +8,8 @@ from numba import prange
 from gpt2.kernels.fastmath import tanh
 from gpt2.kernels.jit import kernel
 
-_SCALE = np.float32(math.sqrt(2 / math.pi))
-_CUBIC = np.float32(0.044715)
+_SCALE = math.sqrt(2 / math.pi)
+_CUBIC = 0.044715
 _HALF, _ONE, _THREE = np.float32(0.5), np.float32(1), np.float32(3)
 
 
@@ -17,19 +17,21 @@ _HALF, _ONE, _THREE = np.float32(0.5), np.float32(1), np.float32(3)
 def gelu_forward(out, inp):
     """out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) of each element x of inp; out and inp (N,C)."""
     N, C = inp.shape
+    scale, cubic = inp.dtype.type(_SCALE), inp.dtype.type(_CUBIC)
     for n in prange(N):
         for c in range(C):
             x = inp[n, c]
-            out[n, c] = _HALF * x * (_ONE + tanh(_SCALE * (x + _CUBIC * x * x * x)))
+            out[n, c] = _HALF * x * (_ONE + tanh(scale * (x + cubic * x * x * x)))
 
 
 @kernel
 def gelu_backward(dinp, dout, inp):
     """dinp = dout times GELU's derivative at inp; all (N,C), and dinp may be dout itself."""
     N, C = inp.shape
+    scale, cubic = inp.dtype.type(_SCALE), inp.dtype.type(_CUBIC)
     for n in prange(N):
         for c in range(C):
             x = inp[n, c]
-            t = tanh(_SCALE * (x + _CUBIC * x * x * x))
-            slope = _SCALE * (_ONE + _THREE * _CUBIC * x * x)
+            t = tanh(scale * (x + cubic * x * x * x))
+            slope = scale * (_ONE + _THREE * cubic * x * x)
             dinp[n, c] = dout[n, c] * (_HALF * (_ONE + t) + _HALF * x * (_ONE - t * t) * slope)

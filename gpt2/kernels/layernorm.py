@@ -5,7 +5,7 @@ from numba import prange
 
 from gpt2.kernels.jit import kernel
 
-_EPSILON = np.float32(1e-5)
+_EPSILON = 1e-5
 # Channels whose parameter gradients one task sums over all rows.
 _CHANNELS = 64
 
@@ -26,7 +26,7 @@ def layernorm_forward(out, mean, rstd, inp, weight, bias):
         for c in range(C):
             deviation = inp[n, c] - m
             squares += deviation * deviation
-        s = np.float32(1) / np.sqrt(squares / inp.dtype.type(C) + _EPSILON)
+        s = np.float32(1) / np.sqrt(squares / inp.dtype.type(C) + inp.dtype.type(_EPSILON))
         for c in range(C):
             out[n, c] = (inp[n, c] - m) * s * weight[c] + bias[c]
         mean[n] = m
