@@ -20,13 +20,15 @@ def from_os_error(error, path):
 
 
 def run_command(main):
-    """Calls `main()` and exits: 1 with one line on standard error for a UserError or OSError, 130 for Ctrl-C."""
+    """Calls `main()` and exits: 1 with one line on standard error for what the user can mend, 130 for Ctrl-C."""
     try:
         sys.exit(main())
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {from_os_error(error, error.filename or 'input/output')}")
+    except MemoryError:
+        sys.exit("error: the system refused memory; close other programs, or choose a smaller model, batch or sequence")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -92,7 +92,7 @@ def fetch_gpt2():
             huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(**file), timeout=PROBE_SECONDS)
             path = huggingface_hub.hf_hub_download(**file)
         except Exception as error:  # the hub's, its HTTP library's (which one varies by version), the disk's
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UnavailableError(
                 f"{REPOSITORY}: cannot fetch {WEIGHTS} from the Hugging Face hub: {reason}"
             ) from error

@@ -37,7 +37,7 @@ def require(needed_bytes, what):
     available = available_bytes()
     if needed_bytes > available:
         raise UserError(
-            f"not enough memory: {what} needs {needed_bytes / 1e9:.2f} GB, {available / 1e9:.2f} GB are available; "
+            f"not enough memory: {what} needs {needed_bytes / 1e9:.3g} GB, {available / 1e9:.3g} GB are available; "
             "choose a smaller model, batch or sequence"
         )
 

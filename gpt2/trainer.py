@@ -68,8 +68,8 @@ def train(options):
         metrics.write(record)
         if _due(step, options.sample_every, options.max_steps):
             sampler.show()
-    metrics.draw()
     model.save(out_dir / "model.bin")
+    metrics.draw()
     print(f"model saved to {out_dir / 'model.bin'}, losses to {metrics.path} and {metrics.picture}")
     minutes = (time.perf_counter() - started) / 60
     print(f"{options.max_steps} steps in {minutes:.1f} minutes all told, peak memory {_peak_bytes() / 1e9:.2f} GB")
@@ -220,8 +220,8 @@ def _check_room(model, B, T, out_dir):
     free = shutil.disk_usage(out_dir).free
     if free < model.params_flat.nbytes:
         raise UserError(
-            f"{out_dir}: the trained model needs {model.params_flat.nbytes / 1e9:.2f} GB of disk, "
-            f"{free / 1e9:.2f} GB are free; free some or choose another --out-dir"
+            f"{out_dir}: the trained model needs {model.params_flat.nbytes / 1e9:.3g} GB of disk, "
+            f"{free / 1e9:.3g} GB are free; free some or choose another --out-dir"
         )
 
 

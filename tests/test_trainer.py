@@ -175,15 +175,27 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
 
 def test_too_little_memory_or_disk_is_said_before_it_is_taken(folder, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 100_000)
-    with pytest.raises(UserError, match=r"not enough memory: training at --batch-size 2 .* needs 0.00 GB"):
+    with pytest.raises(
+        UserError, match=r"not enough memory: training at --batch-size 2 .* needs [0-9.e-]+ GB, 0.0001 GB are"
+    ):
         trainer.train(options())
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     usage = shutil.disk_usage(folder)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"out: the trained model needs 0.00 GB of disk"):
+    with pytest.raises(UserError, match=r"out: the trained model needs 2.21e-05 GB of disk, 1e-06 GB are free"):
         trainer.train(options())
     assert not pathlib.Path("out/model.bin").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_model(folder, monkeypatch):
+    def refuse(self):
+        raise MemoryError
+
+    monkeypatch.setattr(trainer.Metrics, "draw", refuse)
+    with pytest.raises(MemoryError):
+        trainer.train(options())
+    assert load_model("out/model.bin")[0] == CONFIG
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_model(folder):

@@ -1,0 +1,47 @@
+"""How a command ends: one line and a status for what the user can mend, the traceback for everything else."""
+
+import errno
+
+import pytest
+
+from gpt2.errors import UserError, from_os_error, run_command
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("x.bin: empty"), "error: x.bin: empty"),
+        (OSError(errno.EIO, "Input/output error", "x.bin"), "error: x.bin: Input/output error"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.bin"), "error: x.bin: the disk is full"),
+        (MemoryError(), "error: the system refused memory"),
+    ],
+)
+def test_errors_of_the_surroundings_are_one_line(error, message):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code.startswith(message) and "\n" not in ended.value.code
+
+
+def test_the_status_is_mains_and_a_bug_keeps_its_traceback(capsys):
+    for result, status in ((None, None), (0, 0), (1, 1)):
+        with pytest.raises(SystemExit) as ended:
+            run_command(lambda result=result: result)
+        assert ended.value.code == status
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 / 0)
+
+
+def test_ctrl_c_ends_with_130(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_error_without_a_text_still_names_the_path():
+    assert str(from_os_error(OSError("odd"), "a/b")) == "a/b: odd"
