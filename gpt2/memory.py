@@ -18,6 +18,9 @@ CONTROL_GROUPS = (
 )
 
 
+_CACHE_LINE = 64
+
+
 def available_bytes():
     """Bytes that this process can still have: what the machine has free, or what its container leaves of its limit."""
     available = psutil.virtual_memory().available
@@ -43,9 +46,16 @@ def require(needed_bytes, what):
 
 
 def allocate(size, dtype, what):
-    """Returns a flat array of `size` zeros, for which there is memory. Raises UserError otherwise."""
-    require(size * np.dtype(dtype).itemsize, what)
+    """Returns a flat array of `size` zeros, for which there is memory. Raises UserError otherwise.
+
+    It begins where a line of the cache does, so that the vectors of a row whose size is a multiple of them lie in one
+    line each. NumPy asks the system for huge pages.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    require(size * itemsize, what)
     try:
-        return np.zeros(size, dtype)
+        memory = np.zeros(size + _CACHE_LINE // itemsize, dtype)
+        first = -memory.ctypes.data % _CACHE_LINE // itemsize
+        return memory[first : first + size]
     except (MemoryError, ValueError) as error:
         raise UserError(f"not enough memory: {what}, {size:,} numbers, were refused by the system") from error

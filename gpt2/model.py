@@ -7,13 +7,20 @@ import numpy as np
 from gpt2 import checkpoint, huggingface
 from gpt2.errors import UserError
 from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
-from gpt2.kernels.blas import single_threaded
 from gpt2.kernels.classifier import classifier_backward, classifier_forward
 from gpt2.kernels.encoder import encoder_backward, encoder_forward
-from gpt2.kernels.gelu import gelu_backward, gelu_forward
 from gpt2.kernels.layernorm import layernorm_backward, layernorm_forward
-from gpt2.kernels.matmul import matmul_backward, matmul_forward, matmul_nn, matmul_nt, matmul_tn_add
-from gpt2.kernels.residual import residual_forward
+from gpt2.kernels.matmul import (
+    bias_backward,
+    gelu_matmul_nn,
+    matmul_backward,
+    matmul_forward,
+    matmul_gelu_forward,
+    matmul_nn,
+    matmul_nt,
+    matmul_residual_forward,
+    matmul_tn,
+)
 from gpt2.layout import MATRICES, Layout, parameter_layout
 from gpt2.memory import allocate
 
@@ -38,7 +45,7 @@ def activation_layout(config, B, T):
             "ln2_mean": (L, N),
             "ln2_rstd": (L, N),
             "fch": (L, N, 4 * C),
-            "fch_gelu": (L, N, 4 * C),
+            "fch_gelu": (N, 4 * C),
             "residual3": (L, N, C),
             "lnf": (N, C),
             "lnf_mean": (N,),
@@ -80,7 +87,7 @@ class GPT2:
         self.params, self.grads = layout.views(params_flat), layout.views(self.grads_flat)
         self._acts_flat = allocate(0, params_flat.dtype, "the activations")
         self._shape = self._tokens = self._targets = None
-        self._logits_kept = False
+        self._accumulate = None
 
     @classmethod
     def _from_parameters(cls, config, params_flat):
@@ -109,29 +116,31 @@ class GPT2:
         """Sets all gradients to zero."""
         self.grads_flat.fill(0)
 
-    def forward(self, tokens, targets=None):
+    def forward(self, tokens, targets=None, accumulate=None):
         """Runs the model; returns the mean cross-entropy in nats, or None without targets.
 
         tokens, targets: integers (B,T) below V, T at most maxT. What a backward pass needs is kept until the next call.
+        accumulate: whether backward(), which will follow, adds to the gradients (True) or overwrites them (False, which
+        saves a zero_grad). Its part in the classifier then happens here, while each chunk of logits is at hand, so
+        this call changes the gradient of wte. With None, backward() makes the logits once more, and adds.
         """
         tokens, targets = self._checked(tokens), None if targets is None else self._checked(targets)
         if targets is not None and targets.shape != tokens.shape:
             raise UserError(f"targets of shape {targets.shape} do not go with tokens of shape {tokens.shape}")
         self._reserve(*tokens.shape)
-        self._tokens, self._targets, self._logits_kept = tokens, targets, False
-        with single_threaded():
-            self._forward_trunk(tokens)
-            return None if targets is None else self._forward_classifier(targets.reshape(-1))
+        self._tokens, self._targets = tokens, targets
+        self._forward_trunk(tokens)
+        self._accumulate = accumulate
+        return None if targets is None else self._classify(targets.reshape(-1), accumulate)
 
     def logits(self, tokens):
         """Returns the logits, (B,T,V), for tokens (B,T)."""
         self.forward(tokens)
         B, T = self._tokens.shape
         out = np.empty((B * T, self.config.V), self.params_flat.dtype)
-        with single_threaded():
-            for rows, logits in self._classifier_chunks():
-                matmul_nt(logits, self.acts["lnf"][rows], self.params["wte"])
-                out[rows] = logits[:, : self.config.V]
+        for rows, logits in self._classifier_chunks():
+            matmul_nt(logits, self.acts["lnf"][rows], self.params["wte"])
+            out[rows] = logits[:, : self.config.V]
         return out.reshape(B, T, self.config.V)
 
     def last_logits(self, tokens):
@@ -140,17 +149,17 @@ class GPT2:
         B, T = self._tokens.shape
         last = self.acts["lnf"].reshape(B, T, -1)[:, -1].copy()
         out = np.empty((B, self.config.Vp), self.params_flat.dtype)
-        with single_threaded():
-            matmul_nt(out, last, self.params["wte"])
+        matmul_nt(out, last, self.params["wte"])
         return out[:, : self.config.V]
 
     def backward(self):
-        """Adds the gradients of the last forward call's mean loss to `grads`."""
+        """Adds the gradients of the last forward call's mean loss to `grads`, or writes them if it said so."""
         if self._targets is None:
             raise RuntimeError("backward() needs a forward(tokens, targets) before it")
-        with single_threaded():
-            self._backward_classifier(self._targets.reshape(-1))
-            self._backward_trunk(self._tokens)
+        if self._accumulate is None:
+            self._classify(self._targets.reshape(-1), accumulate=True)
+        self._backward_trunk(self._tokens, beta=0.0 if self._accumulate is False else 1.0)
+        self._accumulate = None
 
     def _checked(self, tokens):
         tokens = np.asarray(tokens)
@@ -186,40 +195,43 @@ class GPT2:
             layernorm_forward(a["ln1"][l], a["ln1_mean"][l], a["ln1_rstd"][l], residual, p["ln1w"][l], p["ln1b"][l])
             matmul_forward(a["qkv"][l].reshape(N, 3 * C), a["ln1"][l], p["qkvw"][l], p["qkvb"][l])
             attention_forward(a["atty"][l], a["lse"][l], a["qkv"][l], a["attention_scratch"])
-            residual2 = a["residual2"][l]
-            matmul_forward(residual2, a["atty"][l].reshape(N, C), p["attprojw"][l], p["attprojb"][l])
-            residual_forward(residual2, residual)
+            atty, residual2, residual3 = a["atty"][l].reshape(N, C), a["residual2"][l], a["residual3"][l]
+            matmul_residual_forward(residual2, residual, atty, p["attprojw"][l], p["attprojb"][l])
             layernorm_forward(a["ln2"][l], a["ln2_mean"][l], a["ln2_rstd"][l], residual2, p["ln2w"][l], p["ln2b"][l])
-            matmul_forward(a["fch"][l], a["ln2"][l], p["fcw"][l], p["fcb"][l])
-            gelu_forward(a["fch_gelu"][l], a["fch"][l])
-            residual3 = a["residual3"][l]
-            matmul_forward(residual3, a["fch_gelu"][l], p["fcprojw"][l], p["fcprojb"][l])
-            residual_forward(residual3, residual2)
+            matmul_gelu_forward(a["fch_gelu"], a["fch"][l], a["ln2"][l], p["fcw"][l], p["fcb"][l])
+            matmul_residual_forward(residual3, residual2, a["fch_gelu"], p["fcprojw"][l], p["fcprojb"][l])
             residual = residual3
         layernorm_forward(a["lnf"], a["lnf_mean"], a["lnf_rstd"], residual, p["lnfw"], p["lnfb"])
 
-    def _backward_trunk(self, tokens):
-        """From the gradient of the final layernorm's output, in "dnarrow", down to the embeddings."""
+    def _backward_trunk(self, tokens, beta):
+        """From the gradient of the final layernorm's output, in "dnarrow", down to the embeddings.
+
+        The gradients of parameters are first multiplied by beta: 0 overwrites them. The products do so as they write;
+        the other tensors are small, and wte's gradient has been begun by the classifier.
+        """
         p, g, a, L = self.params, self.grads, self.acts, self.config.L
         B, T = tokens.shape
         N, C = a["encoded"].shape
+        if beta == 0:
+            for name in g.keys() - {"wte", "qkvw", "attprojw", "fcw", "fcprojw"}:
+                g[name].fill(0)
         dresidual, dnarrow, dqkv, dfch = a["dresidual"], a["dnarrow"], a["dqkv"].reshape(N, 3 * C), a["dfch"]
         residual = a["residual3"][L - 1]
         mean, rstd = a["lnf_mean"], a["lnf_rstd"]
         dresidual.fill(0)
         layernorm_backward(dresidual, g["lnfw"], g["lnfb"], dnarrow, residual, p["lnfw"], mean, rstd)
         for l in reversed(range(L)):
-            matmul_backward(dfch, g["fcprojw"][l], g["fcprojb"][l], dresidual, a["fch_gelu"][l], p["fcprojw"][l])
-            gelu_backward(dfch, dfch, a["fch"][l])
-            matmul_backward(dnarrow, g["fcw"][l], g["fcb"][l], dfch, a["ln2"][l], p["fcw"][l])
+            gelu_matmul_nn(dfch, a["fch_gelu"], dresidual, a["fch"][l], p["fcprojw"][l])
+            matmul_tn(g["fcprojw"][l], dresidual, a["fch_gelu"], beta)
+            bias_backward(g["fcprojb"][l], dresidual)
+            matmul_backward(dnarrow, g["fcw"][l], g["fcb"][l], dfch, a["ln2"][l], p["fcw"][l], beta)
             residual, mean, rstd = a["residual2"][l], a["ln2_mean"][l], a["ln2_rstd"][l]
             layernorm_backward(dresidual, g["ln2w"][l], g["ln2b"][l], dnarrow, residual, p["ln2w"][l], mean, rstd)
             atty, lse = a["atty"][l], a["lse"][l]
-            matmul_backward(
-                dnarrow, g["attprojw"][l], g["attprojb"][l], dresidual, atty.reshape(N, C), p["attprojw"][l]
-            )
+            flat = atty.reshape(N, C)
+            matmul_backward(dnarrow, g["attprojw"][l], g["attprojb"][l], dresidual, flat, p["attprojw"][l], beta)
             attention_backward(a["dqkv"], dnarrow.reshape(B, T, C), a["qkv"][l], atty, lse, a["attention_scratch"])
-            matmul_backward(dnarrow, g["qkvw"][l], g["qkvb"][l], dqkv, a["ln1"][l], p["qkvw"][l])
+            matmul_backward(dnarrow, g["qkvw"][l], g["qkvb"][l], dqkv, a["ln1"][l], p["qkvw"][l], beta)
             residual = a["residual3"][l - 1] if l else a["encoded"]
             mean, rstd = a["ln1_mean"][l], a["ln1_rstd"][l]
             layernorm_backward(dresidual, g["ln1w"][l], g["ln1b"][l], dnarrow, residual, p["ln1w"][l], mean, rstd)
@@ -233,24 +245,22 @@ class GPT2:
             rows = slice(start, min(N, start + CLASSIFIER_ROWS))
             yield rows, logits[: rows.stop - start]
 
-    def _forward_classifier(self, targets):
-        a, V = self.acts, self.config.V
-        for rows, logits in self._classifier_chunks():
-            matmul_nt(logits, a["lnf"][rows], self.params["wte"])
-            classifier_forward(a["losses"][rows], a["logits_lse"][rows], logits, targets[rows], V)
-        self._logits_kept = targets.size <= CLASSIFIER_ROWS
-        return float(a["losses"].sum(dtype=np.float64) / targets.size)
-
-    def _backward_classifier(self, targets):
-        """The logits are turned into their gradient chunk by chunk; a single chunk is still there from forward."""
+    def _classify(self, targets, accumulate):
+        """Returns the mean loss. Unless accumulate is None, also does the backward pass down to "dnarrow", in which
+        each chunk of logits becomes its own gradient.
+        """
         a, V, wte, N = self.acts, self.config.V, self.params["wte"], targets.size
+        beta = 1.0 if accumulate else 0.0
         for rows, logits in self._classifier_chunks():
-            if not self._logits_kept:
-                matmul_nt(logits, a["lnf"][rows], wte)
-            classifier_backward(logits, a["logits_lse"][rows], targets[rows], 1.0 / N, V)
-            matmul_nn(a["dnarrow"][rows], logits, wte)
-            matmul_tn_add(self.grads["wte"], logits, a["lnf"][rows])
-        self._logits_kept = False
+            lnf, lse = a["lnf"][rows], a["logits_lse"][rows]
+            matmul_nt(logits, lnf, wte)
+            classifier_forward(a["losses"][rows], lse, logits, targets[rows], V)
+            if accumulate is not None:
+                classifier_backward(logits, lse, targets[rows], 1.0 / N, V)
+                matmul_nn(a["dnarrow"][rows], logits, wte)
+                matmul_tn(self.grads["wte"], logits, lnf, beta)
+                beta = 1.0
+        return float(a["losses"].sum(dtype=np.float64) / N)
 
 
 def _initialise(params, config, seed):

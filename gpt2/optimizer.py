@@ -19,11 +19,12 @@ class AdamW:
         self.steps = 0
 
     def step(self, lr, grad_scale=1.0):
-        """Updates the model's parameters with its gradients times `grad_scale`."""
+        """Updates the model's parameters with its gradients times `grad_scale`; returns the norm of the gradients."""
         self.steps += 1
+        squares = 0.0
         for name in self.layout.shapes:
             part = self.layout.slice(name)
-            adamw_update(
+            squares += adamw_update(
                 self.model.params_flat[part],
                 self.model.grads_flat[part],
                 self.m[part],
@@ -36,6 +37,7 @@ class AdamW:
                 grad_scale,
                 self.steps,
             )
+        return math.sqrt(squares)
 
 
 def gradient_norm(model):

@@ -79,22 +79,21 @@ def _train_step(model, optimizer, loader, lr, options):
     """One update of the parameters; returns its record."""
     forward = backward = loss = 0.0
     start = time.perf_counter()
-    model.zero_grad()
-    cleared = time.perf_counter()
-    for _ in range(options.grad_accum_steps):
+    for micro_step in range(options.grad_accum_steps):
         if options.overfit_single_batch:
             loader.reset()
         tokens, targets = loader.next_batch()
         before = time.perf_counter()
-        loss += model.forward(tokens, targets) / options.grad_accum_steps
+        loss += model.forward(tokens, targets, accumulate=micro_step > 0) / options.grad_accum_steps
         between = time.perf_counter()
         model.backward()
         forward += between - before
         backward += time.perf_counter() - between
     update_start = time.perf_counter()
-    norm = gradient_norm(model) / options.grad_accum_steps
-    if math.isfinite(norm):
-        optimizer.step(lr, clip_scale(norm, options.grad_clip) / options.grad_accum_steps)
+    scale = 1 / options.grad_accum_steps
+    if options.grad_clip:
+        scale *= clip_scale(scale * gradient_norm(model), options.grad_clip)
+    norm = optimizer.step(lr, scale) / options.grad_accum_steps
     end = time.perf_counter()
     return {
         "train_loss": loss,
@@ -102,7 +101,7 @@ def _train_step(model, optimizer, loader, lr, options):
         "lr": lr,
         "forward_ms": 1e3 * forward,
         "backward_ms": 1e3 * backward,
-        "update_ms": 1e3 * (end - update_start + cleared - start),
+        "update_ms": 1e3 * (end - update_start),
         "tokens_per_s": options.batch_size * options.seq_len * options.grad_accum_steps / (end - start),
     }
 

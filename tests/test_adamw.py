@@ -19,7 +19,8 @@ def test_steps_equal_the_reference(n, dtype, tolerance):
     for step in (1, 2, 3):
         grads = rng.standard_normal(n).astype(dtype)
         before = grads.copy()
-        adamw_update(params, grads, m, v, 0.01, 0.8, 0.95, 1e-3, 0.3, 0.5, step)
+        squares = adamw_update(params, grads, m, v, 0.01, 0.8, 0.95, 1e-3, 0.3, 0.5, step)
+        assert squares == pytest.approx(np.sum(before.astype(float) ** 2), rel=2 * tolerance)
         expected = reference.adamw(
             expected[0], 0.5 * before.astype(float), *expected[1:], step, 0.01, 0.8, 0.95, 1e-3, 0.3
         )

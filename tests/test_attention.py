@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
-from gpt2.kernels.blas import single_threaded
 from tests import reference
 from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
 
@@ -26,8 +25,7 @@ def run_forward(qkv, NH):
     B, T, channels = qkv.shape
     atty, lse = np.full((B, T, channels // 3), np.nan, qkv.dtype), np.full((B, NH, T), np.nan, qkv.dtype)
     scratch = np.full(attention_scratch_shape(B, T, NH), np.nan, qkv.dtype)
-    with single_threaded():
-        attention_forward(atty, lse, qkv, scratch)
+    attention_forward(atty, lse, qkv, scratch)
     return atty, lse, scratch
 
 
@@ -36,8 +34,7 @@ def run_backward(datty, qkv, NH):
     atty, lse, scratch = run_forward(qkv, NH)
     dqkv = np.full_like(qkv, np.nan)
     scratch.fill(np.nan)
-    with single_threaded():
-        attention_backward(dqkv, datty, qkv, atty, lse, scratch)
+    attention_backward(dqkv, datty, qkv, atty, lse, scratch)
     return dqkv
 
 

@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
 
-from gpt2.kernels.blas import single_threaded
-from gpt2.kernels.matmul import matmul_backward, matmul_forward, matmul_nn, matmul_nt, matmul_tn_add
+from gpt2.kernels.matmul import (
+    gelu_matmul_nn,
+    matmul_backward,
+    matmul_forward,
+    matmul_gelu_forward,
+    matmul_nn,
+    matmul_nt,
+    matmul_residual_forward,
+    matmul_tn,
+)
+from tests import reference
 from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
 
 # Past the edges of the tiles: over 256 rows, over 192 columns, and for the weight's gradient both in OC and C.
@@ -22,9 +31,34 @@ def operands(rng, N, C, OC, dtype):
 def test_forward(N, C, OC, dtype, tolerance):
     inp, weight, bias, _ = operands(np.random.default_rng(1), N, C, OC, dtype)
     out = np.full((N, OC), np.nan, dtype)
-    with single_threaded():
-        matmul_forward(out, inp, weight, bias)
+    matmul_forward(out, inp, weight, bias)
     assert_close(out, inp.astype(float) @ weight.astype(float).T + bias, tolerance)
+
+
+@SIZES
+@both_precisions(1e-6, 1e-14)
+def test_forward_with_residual(N, C, OC, dtype, tolerance):
+    inp, weight, bias, residual = operands(np.random.default_rng(5), N, C, OC, dtype)
+    out, before = np.full((N, OC), np.nan, dtype), residual.copy()
+    matmul_residual_forward(out, residual, inp, weight, bias)
+    assert_close(out, residual + inp.astype(float) @ weight.astype(float).T + bias, tolerance)
+    assert np.array_equal(residual, before)
+
+
+@SIZES
+@both_precisions(1e-6, 1e-12)
+def test_gelu_after_and_before_a_product(N, C, OC, dtype, tolerance):
+    inp, weight, bias, dout = operands(np.random.default_rng(6), N, C, OC, dtype)
+    out, pre = np.full((2, N, OC), np.nan, dtype)
+    matmul_gelu_forward(out, pre, inp, weight, bias)
+    exact = inp.astype(float) @ weight.astype(float).T + bias
+    assert_close(pre, exact, tolerance, "pre")
+    assert_close(out, reference.gelu(exact), tolerance, "out")
+    dpre, act = np.full((2, N, C), np.nan, dtype)
+    gelu_matmul_nn(dpre, act, dout, inp, weight)
+    before = inp.astype(float)
+    assert_close(dpre, reference.gelu_backward(dout.astype(float) @ weight, before), tolerance, "dpre")
+    assert_close(act, reference.gelu(before), tolerance, "act")
 
 
 @SIZES
@@ -35,12 +69,14 @@ def test_backward_writes_dinp_and_adds_the_others(N, C, OC, dtype, tolerance):
     dinp = np.full((N, C), np.nan, dtype)
     _, dweight, dbias, _ = operands(rng, N, C, OC, dtype)
     before = dweight.astype(float), dbias.astype(float)
-    with single_threaded():
-        matmul_backward(dinp, dweight, dbias, dout, inp, weight)
+    matmul_backward(dinp, dweight, dbias, dout, inp, weight)
     exact = dout.astype(float)
     assert_close(dinp, exact @ weight, tolerance, "dinp")
     assert_close(dweight, before[0] + exact.T @ inp, tolerance, "dweight")
     assert_close(dbias, before[1] + exact.sum(axis=0), tolerance, "dbias")
+    dweight.fill(np.nan)
+    matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta=0.0)
+    assert_close(dweight, exact.T @ inp, tolerance, "dweight, overwritten")
 
 
 @SIZES
@@ -49,10 +85,9 @@ def test_products_without_bias(N, C, OC, dtype, tolerance):
     rng = np.random.default_rng(3)
     inp, weight, _, dout = operands(rng, N, C, OC, dtype)
     out, dinp, dweight = np.full((N, OC), np.nan, dtype), np.full((N, C), np.nan, dtype), weight.copy()
-    with single_threaded():
-        matmul_nt(out, inp, weight)
-        matmul_nn(dinp, dout, weight)
-        matmul_tn_add(dweight, dout, inp)
+    matmul_nt(out, inp, weight)
+    matmul_nn(dinp, dout, weight)
+    matmul_tn(dweight, dout, inp, 1.0)
     assert_close(out, inp.astype(float) @ weight.T, tolerance, "nt")
     assert_close(dinp, dout.astype(float) @ weight, tolerance, "nn")
     assert_close(dweight, weight + dout.astype(float).T @ inp, tolerance, "tn")
@@ -64,11 +99,9 @@ def test_gradient_tiny():
     dinp, dweight, dbias, out = np.empty_like(inp), np.zeros_like(weight), np.zeros_like(bias), np.empty_like(dout)
 
     def loss():
-        with single_threaded():
-            matmul_forward(out, inp, weight, bias)
+        matmul_forward(out, inp, weight, bias)
         return float(np.sum(dout * out))
 
-    with single_threaded():
-        matmul_backward(dinp, dweight, dbias, dout, inp, weight)
+    matmul_backward(dinp, dweight, dbias, dout, inp, weight)
     for x, gradient in ((inp, dinp), (weight, dweight), (bias, dbias)):
         assert_gradient(loss, x, gradient, rng)

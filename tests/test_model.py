@@ -94,6 +94,23 @@ def test_backward_twice_doubles_the_gradients(config, B, T):
     assert not np.any(model.grads_flat)
 
 
+@pytest.mark.parametrize(
+    ("config", "B", "T"), [pytest.param(TINY, 2, 5, id="tiny"), pytest.param(WIDE, 3, 90, id="wide")]
+)
+def test_gradients_that_are_overwritten_or_added_to_as_forward_is_told(config, B, T):
+    batch = random_batch(config, B, T, np.random.default_rng(13))
+    model, told = make(config, 13), make(config, 13)
+    loss = model.forward(*batch)
+    model.backward()
+    told.grads_flat.fill(np.nan)
+    assert told.forward(*batch, accumulate=False) == loss
+    told.backward()
+    assert np.array_equal(told.grads_flat, model.grads_flat)
+    told.forward(*batch, accumulate=True)
+    told.backward()
+    assert_close(told.grads_flat, 2 * model.grads_flat.astype(float), 1e-6)
+
+
 def test_gradients_of_two_batches_add_up_tiny():
     model = make(TINY, 7, np.float64)
     batches = [random_batch(TINY, 2, T, np.random.default_rng(T)) for T in (4, 6)]

@@ -2,14 +2,14 @@
 
 The scores of _QUERIES rows against all keys up to the last of them are one product; the softmax works on that panel,
 and the backward pass makes the panel again from the kept log-sum-exp (Dao et al., FlashAttention, 2022, appendix B).
-One task is one head of one sequence. Call these inside `blas.single_threaded()`.
+One task is one head of one sequence.
 """
 
 import numpy as np
 from numba import prange
 
-from gpt2.kernels.blas import gemm
-from gpt2.kernels.fastmath import exp
+from gpt2.kernels.fastmath import exp, maximum
+from gpt2.kernels.gemm import gemm
 from gpt2.kernels.jit import inline, kernel
 
 _QUERIES = 64
@@ -53,16 +53,15 @@ def attention_forward(atty, lse, qkv, scratch):
             panel = scratch[task, 0, : stop - first, :stop]
             _scores(panel, q[first:stop], k[:stop], first)
             for i in range(stop - first):
-                highest = panel[i, 0]
-                for j in range(first + i + 1):
-                    highest = max(highest, panel[i, j])
-                total = panel.dtype.type(0)
+                row = scratch[task, 0, i, :stop]
+                highest = maximum(row)
+                total = row.dtype.type(0)
                 for j in range(stop):
-                    panel[i, j] = exp(panel[i, j] - highest)
-                    total += panel[i, j]
+                    row[j] = exp(row[j] - highest)
+                    total += row[j]
                 lse[b, h, first + i] = highest + np.log(total)
                 for j in range(stop):
-                    panel[i, j] /= total
+                    row[j] /= total
             gemm(out[first:stop], panel, v[:stop], False, False, 1.0, 0.0)
 
 
@@ -86,7 +85,6 @@ def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
         dq = dqkv[b, :, h * HS : (h + 1) * HS]
         dk = dqkv[b, :, C + h * HS : C + (h + 1) * HS]
         dv = dqkv[b, :, 2 * C + h * HS : 2 * C + (h + 1) * HS]
-        out = atty[b, :, h * HS : (h + 1) * HS]
         dout = datty[b, :, h * HS : (h + 1) * HS]
         for t in range(T):
             for c in range(HS):
@@ -98,15 +96,17 @@ def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
             ds = scratch[task, 1, : stop - first, :stop]
             _scores(p, q[first:stop], k[:stop], first)
             for i in range(stop - first):
+                row, row_lse = scratch[task, 0, i, :stop], lse[b, h, first + i]
                 for j in range(stop):
-                    p[i, j] = exp(p[i, j] - lse[b, h, first + i])
+                    row[j] = exp(row[j] - row_lse)
             gemm(dv[:stop], p, dout[first:stop], True, False, 1.0, 1.0)
             gemm(ds, dout[first:stop], v[:stop], False, True, 1.0, 0.0)
             for i in range(stop - first):
+                p_row, ds_row = scratch[task, 0, i, :stop], scratch[task, 1, i, :stop]
                 d = ds.dtype.type(0)
-                for c in range(HS):
-                    d += dout[first + i, c] * out[first + i, c]
+                for c in range(h * HS, (h + 1) * HS):
+                    d += datty[b, first + i, c] * atty[b, first + i, c]
                 for j in range(stop):
-                    ds[i, j] = p[i, j] * (ds[i, j] - d)
+                    ds_row[j] = p_row[j] * (ds_row[j] - d)
             gemm(dq[first:stop], ds, k[:stop], False, False, scale, 0.0)
             gemm(dk[:stop], ds, q[first:stop], True, False, scale, 1.0)

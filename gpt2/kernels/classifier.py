@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from gpt2.kernels.fastmath import exp
+from gpt2.kernels.fastmath import exp, maximum
 from gpt2.kernels.jit import kernel
 
 
@@ -15,9 +15,7 @@ def classifier_forward(losses, lse, logits, targets, V):
     each below V.
     """
     for n in prange(logits.shape[0]):
-        highest = logits[n, 0]
-        for v in range(V):
-            highest = max(highest, logits[n, v])
+        highest = maximum(logits[n, :V])
         total = logits.dtype.type(0)
         for v in range(V):
             total += exp(logits[n, v] - highest)

@@ -41,6 +41,11 @@ def tanh(x):
     return np.tanh(x)
 
 
+def maximum(row):
+    """The largest element of a row, (n,), whose elements are adjacent."""
+    return row.max()
+
+
 def _exp_float32(x):
     clipped = min(max(x, _LOWEST), _HIGHEST)
     n = np.floor(clipped * _LOG2_E + _HALF)
@@ -77,3 +82,18 @@ def _exp(x):
 @overload(tanh, jit_options=_options)
 def _tanh(x):
     return _tanh_float32 if x == types.float32 else lambda x: math.tanh(x)
+
+
+def _maximum_float32(row):
+    # A maximum of floats is not vectorised, for NaN's sake; one of integers is. A float's bits, those below the sign
+    # inverted where it is set, are integers in the floats' order.
+    bits = row.view(np.int32)
+    highest = np.int32(-0x80000000)
+    for i in range(bits.size):
+        highest = max(highest, bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    return np.int32(highest ^ ((highest >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+@overload(maximum, jit_options=_options)
+def _maximum(row):
+    return _maximum_float32 if row.dtype == types.float32 else lambda row: row.max()

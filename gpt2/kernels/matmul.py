@@ -1,17 +1,32 @@
-"""Linear layers: products of matrices, cut into tiles that each go to the single-threaded BLAS.
+"""Linear layers: products of matrices cut into tasks, with what goes before and after a product done to the task's part
+of it while that is in the cache.
 
-Call these inside `blas.single_threaded()`. A tile is large enough that BLAS copies little for what it multiplies, and
-small enough that the narrowest layer of GPT-2 124M, 256 rows of 768 columns, is still four tasks.
+A task is large enough that `gemm` copies little for what it multiplies, and small enough that the narrowest layer of
+GPT-2 124M, 256 rows of 768 columns, is still four tasks.
 """
 
 from numba import prange
 
-from gpt2.kernels.blas import gemm
-from gpt2.kernels.jit import kernel
+from gpt2.kernels.gelu import gelu_backward, gelu_forward
+from gpt2.kernels.gemm import gemm
+from gpt2.kernels.jit import inline, kernel
 
+# Rows and columns of a task of a product whose depth is the layer's width; of the gradient of a weight, whose depth is
+# the batch.
 _ROWS, _COLUMNS = 256, 192
+_WEIGHT_ROWS, _WEIGHT_COLUMNS = 192, 384
 # Columns of dout whose sum over all rows one task makes.
 _CHANNELS = 64
+
+
+@inline
+def _cut(rows, columns, most_rows, most_columns):
+    """Returns (tasks, rows of a task, tasks side by side): at least four tasks, if that leaves them 32 rows."""
+    across = (columns + most_columns - 1) // most_columns
+    height = most_rows
+    while height >= 64 and (rows + height - 1) // height * across < 4:
+        height //= 2
+    return (rows + height - 1) // height * across, height, across
 
 
 @kernel
@@ -20,58 +35,106 @@ def matmul_forward(out, inp, weight, bias):
 
     out (N,OC). inp (N,C). weight (OC,C). bias (OC,).
     """
-    N, OC = out.shape
-    across = (OC + _COLUMNS - 1) // _COLUMNS
-    for tile in prange((N + _ROWS - 1) // _ROWS * across):
-        row, column = tile // across * _ROWS, tile % across * _COLUMNS
-        out_tile = out[row : row + _ROWS, column : column + _COLUMNS]
-        for n in range(out_tile.shape[0]):
-            for c in range(out_tile.shape[1]):
-                out_tile[n, c] = bias[column + c]
-        gemm(out_tile, inp[row : row + _ROWS], weight[column : column + _COLUMNS], False, True, 1.0, 1.0)
+    tasks, height, across = _cut(*out.shape, _ROWS, _COLUMNS)
+    for task in prange(tasks):
+        row, column = task // across * height, task % across * _COLUMNS
+        part = out[row : row + height, column : column + _COLUMNS]
+        for n in range(row, row + part.shape[0]):
+            for c in range(column, column + part.shape[1]):
+                out[n, c] = bias[c]
+        gemm(part, inp[row : row + height], weight[column : column + _COLUMNS], False, True, 1.0, 1.0)
 
 
-def matmul_backward(dinp, dweight, dbias, dout, inp, weight):
-    """Gradients of matmul_forward's inp, weight and bias.
+@kernel
+def matmul_residual_forward(out, residual, inp, weight, bias):
+    """out = residual + inp @ weight.T + bias.
 
-    dinp (N,C) =. dweight (OC,C) +=. dbias (OC,) +=. dout (N,OC). inp (N,C). weight (OC,C).
+    out, residual (N,OC). inp (N,C). weight (OC,C). bias (OC,). Its backward pass is matmul_backward: the residual
+    receives the gradient of out as it is.
     """
-    matmul_nn(dinp, dout, weight)
-    matmul_tn_add(dweight, dout, inp)
-    bias_backward(dbias, dout)
+    tasks, height, across = _cut(*out.shape, _ROWS, _COLUMNS)
+    for task in prange(tasks):
+        row, column = task // across * height, task % across * _COLUMNS
+        part = out[row : row + height, column : column + _COLUMNS]
+        for n in range(row, row + part.shape[0]):
+            for c in range(column, column + part.shape[1]):
+                out[n, c] = residual[n, c] + bias[c]
+        gemm(part, inp[row : row + height], weight[column : column + _COLUMNS], False, True, 1.0, 1.0)
+
+
+@kernel
+def matmul_gelu_forward(out, pre, inp, weight, bias):
+    """pre = inp @ weight.T + bias, out = GELU(pre).
+
+    out, pre (N,OC). inp (N,C). weight (OC,C). bias (OC,).
+    """
+    tasks, height, across = _cut(*out.shape, _ROWS, _COLUMNS)
+    for task in prange(tasks):
+        row, column = task // across * height, task % across * _COLUMNS
+        part = pre[row : row + height, column : column + _COLUMNS]
+        for n in range(row, row + part.shape[0]):
+            for c in range(column, column + part.shape[1]):
+                pre[n, c] = bias[c]
+        gemm(part, inp[row : row + height], weight[column : column + _COLUMNS], False, True, 1.0, 1.0)
+        for n in range(row, row + part.shape[0]):
+            gelu_forward(out[n, column : column + _COLUMNS], pre[n, column : column + _COLUMNS])
 
 
 @kernel
 def matmul_nt(out, inp, weight):
     """out = inp @ weight.T: out (N,OC), inp (N,C), weight (OC,C)."""
-    N, OC = out.shape
-    across = (OC + _COLUMNS - 1) // _COLUMNS
-    for tile in prange((N + _ROWS - 1) // _ROWS * across):
-        row, column = tile // across * _ROWS, tile % across * _COLUMNS
-        out_tile = out[row : row + _ROWS, column : column + _COLUMNS]
-        gemm(out_tile, inp[row : row + _ROWS], weight[column : column + _COLUMNS], False, True, 1.0, 0.0)
+    tasks, height, across = _cut(*out.shape, _ROWS, _COLUMNS)
+    for task in prange(tasks):
+        row, column = task // across * height, task % across * _COLUMNS
+        part = out[row : row + height, column : column + _COLUMNS]
+        gemm(part, inp[row : row + height], weight[column : column + _COLUMNS], False, True, 1.0, 0.0)
+
+
+def matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta=1.0):
+    """Gradients of matmul_forward's inp, weight and bias.
+
+    dinp (N,C) =. dweight (OC,C) = beta times itself + its gradient; not read if beta is 0. dbias (OC,) +=. dout (N,OC).
+    inp (N,C). weight (OC,C).
+    """
+    matmul_nn(dinp, dout, weight)
+    matmul_tn(dweight, dout, inp, beta)
+    bias_backward(dbias, dout)
 
 
 @kernel
 def matmul_nn(dinp, dout, weight):
     """dinp = dout @ weight: dinp (N,C), dout (N,OC), weight (OC,C)."""
-    N, C = dinp.shape
-    across = (C + _COLUMNS - 1) // _COLUMNS
-    for tile in prange((N + _ROWS - 1) // _ROWS * across):
-        row, column = tile // across * _ROWS, tile % across * _COLUMNS
-        dinp_tile = dinp[row : row + _ROWS, column : column + _COLUMNS]
-        gemm(dinp_tile, dout[row : row + _ROWS], weight[:, column : column + _COLUMNS], False, False, 1.0, 0.0)
+    tasks, height, across = _cut(*dinp.shape, _ROWS, _COLUMNS)
+    for task in prange(tasks):
+        row, column = task // across * height, task % across * _COLUMNS
+        part = dinp[row : row + height, column : column + _COLUMNS]
+        gemm(part, dout[row : row + height], weight[:, column : column + _COLUMNS], False, False, 1.0, 0.0)
 
 
 @kernel
-def matmul_tn_add(dweight, dout, inp):
-    """dweight += dout.T @ inp: dweight (OC,C), dout (N,OC), inp (N,C). Every tile sums over all rows itself."""
-    OC, C = dweight.shape
-    across = (C + _COLUMNS - 1) // _COLUMNS
-    for tile in prange((OC + _ROWS - 1) // _ROWS * across):
-        row, column = tile // across * _ROWS, tile % across * _COLUMNS
-        dweight_tile = dweight[row : row + _ROWS, column : column + _COLUMNS]
-        gemm(dweight_tile, dout[:, row : row + _ROWS], inp[:, column : column + _COLUMNS], True, False, 1.0, 1.0)
+def gelu_matmul_nn(dpre, act, dout, pre, weight):
+    """Through a linear layer and the GELU before it: dpre = (dout @ weight) * GELU'(pre), and act = GELU(pre) again.
+
+    dpre, act, pre (N,C). dout (N,OC). weight (OC,C). The layer's input, act, is needed for its weight's gradient.
+    """
+    tasks, height, across = _cut(*dpre.shape, _ROWS, _COLUMNS)
+    for task in prange(tasks):
+        row, column = task // across * height, task % across * _COLUMNS
+        part = dpre[row : row + height, column : column + _COLUMNS]
+        gemm(part, dout[row : row + height], weight[:, column : column + _COLUMNS], False, False, 1.0, 0.0)
+        for n in range(row, row + part.shape[0]):
+            stop = column + _COLUMNS
+            gelu_backward(dpre[n, column:stop], act[n, column:stop], pre[n, column:stop])
+
+
+@kernel
+def matmul_tn(dweight, dout, inp, beta):
+    """dweight = dout.T @ inp + beta * dweight: dweight (OC,C), dout (N,OC), inp (N,C). With beta 0, it is not read."""
+    tasks, height, across = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)
+    for task in prange(tasks):
+        row, column = task // across * height, task % across * _WEIGHT_COLUMNS
+        part = dweight[row : row + height, column : column + _WEIGHT_COLUMNS]
+        gemm(part, dout[:, row : row + height], inp[:, column : column + _WEIGHT_COLUMNS], True, False, 1.0, beta)
 
 
 @kernel
