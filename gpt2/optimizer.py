@@ -1,5 +1,6 @@
 """AdamW over the flat buffers, the gradient's norm, and learning-rate schedules."""
 
+import itertools
 import math
 
 from gpt2.kernels.adamw import adamw_update, sum_of_squares
@@ -17,13 +18,16 @@ class AdamW:
         self.m = allocate(self.layout.size, model.params_flat.dtype, "AdamW's first moments")
         self.v = allocate(self.layout.size, model.params_flat.dtype, "AdamW's second moments")
         self.steps = 0
+        self._parts = []
+        for is_matrix, names in itertools.groupby(self.layout.shapes, MATRICES.__contains__):
+            slices = [self.layout.slice(name) for name in names]
+            self._parts.append((slice(slices[0].start, slices[-1].stop), is_matrix))
 
     def step(self, lr, grad_scale=1.0):
         """Updates the model's parameters with its gradients times `grad_scale`; returns the norm of the gradients."""
         self.steps += 1
         squares = 0.0
-        for name in self.layout.shapes:
-            part = self.layout.slice(name)
+        for part, is_matrix in self._parts:
             squares += adamw_update(
                 self.model.params_flat[part],
                 self.model.grads_flat[part],
@@ -33,7 +37,7 @@ class AdamW:
                 self.beta1,
                 self.beta2,
                 self.eps,
-                self.weight_decay if name in MATRICES else 0.0,
+                self.weight_decay if is_matrix else 0.0,
                 grad_scale,
                 self.steps,
             )

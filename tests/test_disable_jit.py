@@ -34,7 +34,7 @@ def test_the_subprocess_runs_python_code():
         "import numpy as np, types\n"
         "from gpt2.kernels.matmul import bias_backward\n"
         "assert isinstance(bias_backward, types.FunctionType)\n"
-        "bias_backward(np.zeros(2), np.zeros((2, 3)))\n"
+        "bias_backward(np.zeros(3), np.zeros((2, 2)))\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", script],

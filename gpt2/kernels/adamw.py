@@ -24,14 +24,16 @@ def adamw_update(params, grads, m, v, lr, beta1, beta2, eps, weight_decay, grad_
     unbias1, unbias2 = real(1.0 / (1.0 - beta1**step)), real(1.0 / (1.0 - beta2**step))
     squares = np.empty((n + _BLOCK - 1) // _BLOCK)
     for block in prange(squares.size):
+        start, stop = block * _BLOCK, (block + 1) * _BLOCK
+        p, dp, first, second = params[start:stop], grads[start:stop], m[start:stop], v[start:stop]
         total = real(0)
-        for i in range(block * _BLOCK, min(n, (block + 1) * _BLOCK)):
-            total += grads[i] * grads[i]
-            g = grads[i] * scale
-            m[i] = b1 * m[i] + rest1 * g
-            v[i] = b2 * v[i] + rest2 * (g * g)
-            update = (m[i] * unbias1) / (np.sqrt(v[i] * unbias2) + epsilon)
-            params[i] -= rate * update + decay * params[i]
+        for i in range(p.size):
+            total += dp[i] * dp[i]
+            g = dp[i] * scale
+            first[i] = b1 * first[i] + rest1 * g
+            second[i] = b2 * second[i] + rest2 * (g * g)
+            update = (first[i] * unbias1) / (np.sqrt(second[i] * unbias2) + epsilon)
+            p[i] -= rate * update + decay * p[i]
         squares[block] = total
     return squares.sum()
 
@@ -42,9 +44,10 @@ def sum_of_squares(x):
     blocks = (x.size + _BLOCK - 1) // _BLOCK
     partial = np.empty(blocks)
     for block in prange(blocks):
+        part = x[block * _BLOCK : (block + 1) * _BLOCK]
         total = 0.0
-        for i in range(block * _BLOCK, min(x.size, (block + 1) * _BLOCK)):
-            total += np.float64(x[i]) * np.float64(x[i])
+        for i in range(part.size):
+            total += np.float64(part[i]) * np.float64(part[i])
         partial[block] = total
     result = 0.0
     for block in range(blocks):

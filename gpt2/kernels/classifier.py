@@ -15,10 +15,11 @@ def classifier_forward(losses, lse, logits, targets, V):
     each below V.
     """
     for n in prange(logits.shape[0]):
-        highest = maximum(logits[n, :V])
+        row = logits[n, :V]
+        highest = maximum(row)
         total = logits.dtype.type(0)
         for v in range(V):
-            total += exp(logits[n, v] - highest)
+            total += exp(row[v] - highest)
         lse[n] = highest + np.log(total)
         losses[n] = lse[n] - logits[n, targets[n]]
 
@@ -32,8 +33,9 @@ def classifier_backward(logits, lse, targets, dloss, V):
     Vp = logits.shape[1]
     scale = logits.dtype.type(dloss)
     for n in prange(logits.shape[0]):
+        row, row_lse = logits[n, :V], lse[n]
         for v in range(V):
-            logits[n, v] = scale * exp(logits[n, v] - lse[n])
-        logits[n, targets[n]] -= scale
+            row[v] = scale * exp(row[v] - row_lse)
+        row[targets[n]] -= scale
         for v in range(V, Vp):
             logits[n, v] = np.float32(0)

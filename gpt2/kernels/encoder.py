@@ -5,7 +5,7 @@ from numba import prange
 from gpt2.kernels.jit import kernel
 
 # Channels that one task adds up: two tasks never write the same element, however often a token occurs.
-_CHANNELS = 64
+_CHANNELS = 128
 
 
 @kernel
@@ -17,9 +17,9 @@ def encoder_forward(out, tokens, wte, wpe):
     B, T, C = out.shape
     for row in prange(B * T):
         b, t = row // T, row % T
-        token = tokens[b, t]
+        out_row, token_row, position_row = out[b, t], wte[tokens[b, t]], wpe[t]
         for c in range(C):
-            out[b, t, c] = wte[token, c] + wpe[t, c]
+            out_row[c] = token_row[c] + position_row[c]
 
 
 @kernel
@@ -30,10 +30,11 @@ def encoder_backward(dwte, dwpe, dout, tokens):
     """
     B, T, C = dout.shape
     for block in prange((C + _CHANNELS - 1) // _CHANNELS):
-        start, stop = block * _CHANNELS, min(C, (block + 1) * _CHANNELS)
+        start, stop = block * _CHANNELS, (block + 1) * _CHANNELS
         for b in range(B):
             for t in range(T):
-                token = tokens[b, t]
-                for c in range(start, stop):
-                    dwte[token, c] += dout[b, t, c]
-                    dwpe[t, c] += dout[b, t, c]
+                row = dout[b, t, start:stop]
+                token_row, position_row = dwte[tokens[b, t], start:stop], dwpe[t, start:stop]
+                for c in range(row.size):
+                    token_row[c] += row[c]
+                    position_row[c] += row[c]

@@ -5,11 +5,15 @@ np.exp and np.tanh on a float32 are a call into the C library for each element.
 
 import math
 
+import numba
 import numpy as np
 from numba.core import types
 from numba.extending import overload
 
 from gpt2.kernels.jit import FASTMATH
+
+# Reassociation would put ln 2's two parts together again.
+_options = {"fastmath": FASTMATH - {"reassoc"}, "error_model": "numpy"}
 
 _LOG2_E = np.float32(1.44269504)
 # ln 2 in two parts: the high one has few bits, so that n * _LN2_HIGH is exact (Cody and Waite's range reduction).
@@ -20,7 +24,7 @@ _LOWEST, _HIGHEST = np.float32(-86.5), np.float32(88.7)
 # Taylor's 1/k! from k = 7 down to 2: on |r| <= ln(2)/2 the first term left out is below 6e-9.
 _C7, _C6, _C5 = np.float32(1 / 5040), np.float32(1 / 720), np.float32(1 / 120)
 _C4, _C3, _C2 = np.float32(1 / 24), np.float32(1 / 6), np.float32(1 / 2)
-_ONE, _HALF, _ZERO, _TWO = np.float32(1), np.float32(0.5), np.float32(0), np.float32(2)
+_ONE, _HALF, _ZERO, _TWO, _TEN = np.float32(1), np.float32(0.5), np.float32(0), np.float32(2), np.float32(10)
 
 
 def exp(x):
@@ -47,9 +51,15 @@ def maximum(row):
 
 
 def _exp_float32(x):
-    clipped = min(max(x, _LOWEST), _HIGHEST)
-    n = np.floor(clipped * _LOG2_E + _HALF)
-    r = (clipped - n * _LN2_HIGH) - n * _LN2_LOW
+    result = _exp_in_range(_LOWEST if x < _LOWEST else (_HIGHEST if x > _HIGHEST else x))
+    result = _ZERO if x < _LOWEST else result
+    return np.float32(np.inf) if x > _HIGHEST else result
+
+
+@numba.njit(**_options)
+def _exp_in_range(x):
+    n = np.floor(x * _LOG2_E + _HALF)
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     p = _C7
     p = p * r + _C6
     p = p * r + _C5
@@ -59,19 +69,13 @@ def _exp_float32(x):
     p = (p * r) * r + r + _ONE
     # 2^n as 2 * 2^(n-1): n = 128, which has no float32, comes up just below the overflow.
     power = np.int32((np.int32(n) + np.int32(126)) << np.int32(23)).view(np.float32)
-    result = _TWO * (p * power)
-    result = result if x >= _LOWEST else _ZERO
-    result = result if x <= _HIGHEST else np.float32(np.inf)
-    return result if x == x else x
+    return _TWO * (p * power)
 
 
 def _tanh_float32(x):
-    # Exactly 1 past 9.02, where exp may become infinite: GELU's slope multiplies 1 - tanh^2 by x^3.
-    return _ONE - _TWO / (exp(_TWO * x) + _ONE)
-
-
-# Reassociation would put ln 2's two parts together again.
-_options = {"fastmath": FASTMATH - {"reassoc"}, "error_model": "numpy"}
+    # Exactly 1 from 10 on: GELU's slope multiplies 1 - tanh^2 by x^3.
+    x = -_TEN if x < -_TEN else (_TEN if x > _TEN else x)
+    return _ONE - _TWO / (_exp_in_range(_TWO * x) + _ONE)
 
 
 @overload(exp, jit_options=_options)

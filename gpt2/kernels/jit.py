@@ -14,6 +14,12 @@ import numba
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
 
+# LLVM prefers vectors of 32 bytes to AVX-512's 64 for loops like the kernels', which they make slower.
+_FEATURES = llvmlite.binding.get_host_cpu_features().flatten()
+if numba.config.CPU_FEATURES is None and numba.config.CPU_NAME is None and "+avx512f" in _FEATURES.split(","):
+    numba.config.CPU_FEATURES = f"{_FEATURES},-prefer-256-bit"
+
+
 def _cache_key():
     """Changes with the kernels' sources, the compiler and the CPU: Numba's own check sees only the caller's file."""
     key = hashlib.sha256()
@@ -22,7 +28,7 @@ def _cache_key():
     for package in ("numba", "llvmlite", "numpy"):
         key.update(importlib.metadata.version(package).encode())
     key.update(f"{sys.version} {llvmlite.binding.get_host_cpu_name()} {numba.config.CPU_NAME}".encode())
-    key.update(llvmlite.binding.get_host_cpu_features().flatten().encode())
+    key.update(f"{_FEATURES} {numba.config.CPU_FEATURES}".encode())
     return key.hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ from gpt2.kernels.jit import kernel
 
 _EPSILON = 1e-5
 # Channels whose parameter gradients one task sums over all rows.
-_CHANNELS = 64
+_CHANNELS = 128
 
 
 @kernel
@@ -18,17 +18,18 @@ def layernorm_forward(out, mean, rstd, inp, weight, bias):
     """
     N, C = inp.shape
     for n in prange(N):
+        out_row, row = out[n], inp[n]
         total = inp.dtype.type(0)
         for c in range(C):
-            total += inp[n, c]
+            total += row[c]
         m = total / inp.dtype.type(C)
         squares = inp.dtype.type(0)
         for c in range(C):
-            deviation = inp[n, c] - m
+            deviation = row[c] - m
             squares += deviation * deviation
         s = np.float32(1) / np.sqrt(squares / inp.dtype.type(C) + inp.dtype.type(_EPSILON))
         for c in range(C):
-            out[n, c] = (inp[n, c] - m) * s * weight[c] + bias[c]
+            out_row[c] = (row[c] - m) * s * weight[c] + bias[c]
         mean[n] = m
         rstd[n] = s
 
@@ -43,21 +44,24 @@ def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
     N, C = inp.shape
     for n in prange(N):
         m, s = mean[n], rstd[n]
+        dinp_row, dout_row, row = dinp[n], dout[n], inp[n]
         dnorm_sum = inp.dtype.type(0)
         dnorm_norm_sum = inp.dtype.type(0)
         for c in range(C):
-            dnorm = dout[n, c] * weight[c]
+            dnorm = dout_row[c] * weight[c]
             dnorm_sum += dnorm
-            dnorm_norm_sum += dnorm * ((inp[n, c] - m) * s)
+            dnorm_norm_sum += dnorm * ((row[c] - m) * s)
         dnorm_mean = dnorm_sum / inp.dtype.type(C)
         dnorm_norm_mean = dnorm_norm_sum / inp.dtype.type(C)
         for c in range(C):
-            norm = (inp[n, c] - m) * s
-            dinp[n, c] += (dout[n, c] * weight[c] - dnorm_mean - norm * dnorm_norm_mean) * s
+            norm = (row[c] - m) * s
+            dinp_row[c] += (dout_row[c] * weight[c] - dnorm_mean - norm * dnorm_norm_mean) * s
     for block in prange((C + _CHANNELS - 1) // _CHANNELS):
-        start, stop = block * _CHANNELS, min(C, (block + 1) * _CHANNELS)
+        start, stop = block * _CHANNELS, (block + 1) * _CHANNELS
+        weight_total, bias_total = dweight[start:stop], dbias[start:stop]
         for n in range(N):
             m, s = mean[n], rstd[n]
-            for c in range(start, stop):
-                dweight[c] += dout[n, c] * ((inp[n, c] - m) * s)
-                dbias[c] += dout[n, c]
+            dout_row, row = dout[n, start:stop], inp[n, start:stop]
+            for c in range(row.size):
+                weight_total[c] += dout_row[c] * ((row[c] - m) * s)
+                bias_total[c] += dout_row[c]

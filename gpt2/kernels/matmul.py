@@ -16,17 +16,26 @@ from gpt2.kernels.jit import inline, kernel
 _ROWS, _COLUMNS = 256, 192
 _WEIGHT_ROWS, _WEIGHT_COLUMNS = 192, 384
 # Columns of dout whose sum over all rows one task makes.
-_CHANNELS = 64
+_CHANNELS = 128
 
 
 @inline
 def _cut(rows, columns, most_rows, most_columns):
-    """Returns (tasks, rows of a task, tasks side by side): at least four tasks, if that leaves them 32 rows."""
+    """Returns (tasks, tasks side by side, rows of a task, columns of a task): equal, at least four if they can be."""
     across = (columns + most_columns - 1) // most_columns
-    height = most_rows
-    while height >= 64 and (rows + height - 1) // height * across < 4:
-        height //= 2
-    return (rows + height - 1) // height * across, height, across
+    down = (rows + most_rows - 1) // most_rows
+    while across * down < 4 and rows >= 64 * down:
+        down *= 2
+    # No tile is higher than 16 rows, and a loop over columns takes up to 64 of them in one go.
+    height, width = _part(rows, down, 16), _part(columns, across, 64)
+    across = (columns + width - 1) // width
+    return (rows + height - 1) // height * across, across, height, width
+
+
+@inline
+def _part(size, parts, multiple):
+    """Returns size / parts, rounded up to a multiple."""
+    return (size + multiple * parts - 1) // (multiple * parts) * multiple
 
 
 @kernel
@@ -35,14 +44,15 @@ def matmul_forward(out, inp, weight, bias):
 
     out (N,OC). inp (N,C). weight (OC,C). bias (OC,).
     """
-    tasks, height, across = _cut(*out.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
     for task in prange(tasks):
-        row, column = task // across * height, task % across * _COLUMNS
-        part = out[row : row + height, column : column + _COLUMNS]
+        row, column = task // across * height, task % across * width
+        part = out[row : row + height, column : column + width]
         for n in range(row, row + part.shape[0]):
-            for c in range(column, column + part.shape[1]):
-                out[n, c] = bias[c]
-        gemm(part, inp[row : row + height], weight[column : column + _COLUMNS], False, True, 1.0, 1.0)
+            out_row, bias_part = out[n, column : column + width], bias[column : column + width]
+            for c in range(out_row.size):
+                out_row[c] = bias_part[c]
+        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0)
 
 
 @kernel
@@ -52,14 +62,16 @@ def matmul_residual_forward(out, residual, inp, weight, bias):
     out, residual (N,OC). inp (N,C). weight (OC,C). bias (OC,). Its backward pass is matmul_backward: the residual
     receives the gradient of out as it is.
     """
-    tasks, height, across = _cut(*out.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
     for task in prange(tasks):
-        row, column = task // across * height, task % across * _COLUMNS
-        part = out[row : row + height, column : column + _COLUMNS]
+        row, column = task // across * height, task % across * width
+        part = out[row : row + height, column : column + width]
         for n in range(row, row + part.shape[0]):
-            for c in range(column, column + part.shape[1]):
-                out[n, c] = residual[n, c] + bias[c]
-        gemm(part, inp[row : row + height], weight[column : column + _COLUMNS], False, True, 1.0, 1.0)
+            out_row, residual_row = out[n, column : column + width], residual[n, column : column + width]
+            bias_part = bias[column : column + width]
+            for c in range(out_row.size):
+                out_row[c] = residual_row[c] + bias_part[c]
+        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0)
 
 
 @kernel
@@ -68,26 +80,27 @@ def matmul_gelu_forward(out, pre, inp, weight, bias):
 
     out, pre (N,OC). inp (N,C). weight (OC,C). bias (OC,).
     """
-    tasks, height, across = _cut(*out.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
     for task in prange(tasks):
-        row, column = task // across * height, task % across * _COLUMNS
-        part = pre[row : row + height, column : column + _COLUMNS]
+        row, column = task // across * height, task % across * width
+        part = pre[row : row + height, column : column + width]
         for n in range(row, row + part.shape[0]):
-            for c in range(column, column + part.shape[1]):
-                pre[n, c] = bias[c]
-        gemm(part, inp[row : row + height], weight[column : column + _COLUMNS], False, True, 1.0, 1.0)
+            pre_row, bias_part = pre[n, column : column + width], bias[column : column + width]
+            for c in range(pre_row.size):
+                pre_row[c] = bias_part[c]
+        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0)
         for n in range(row, row + part.shape[0]):
-            gelu_forward(out[n, column : column + _COLUMNS], pre[n, column : column + _COLUMNS])
+            gelu_forward(out[n, column : column + width], pre[n, column : column + width])
 
 
 @kernel
 def matmul_nt(out, inp, weight):
     """out = inp @ weight.T: out (N,OC), inp (N,C), weight (OC,C)."""
-    tasks, height, across = _cut(*out.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
     for task in prange(tasks):
-        row, column = task // across * height, task % across * _COLUMNS
-        part = out[row : row + height, column : column + _COLUMNS]
-        gemm(part, inp[row : row + height], weight[column : column + _COLUMNS], False, True, 1.0, 0.0)
+        row, column = task // across * height, task % across * width
+        part = out[row : row + height, column : column + width]
+        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 0.0)
 
 
 def matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta=1.0):
@@ -104,11 +117,11 @@ def matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta=1.0):
 @kernel
 def matmul_nn(dinp, dout, weight):
     """dinp = dout @ weight: dinp (N,C), dout (N,OC), weight (OC,C)."""
-    tasks, height, across = _cut(*dinp.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*dinp.shape, _ROWS, _COLUMNS)
     for task in prange(tasks):
-        row, column = task // across * height, task % across * _COLUMNS
-        part = dinp[row : row + height, column : column + _COLUMNS]
-        gemm(part, dout[row : row + height], weight[:, column : column + _COLUMNS], False, False, 1.0, 0.0)
+        row, column = task // across * height, task % across * width
+        part = dinp[row : row + height, column : column + width]
+        gemm(part, dout[row : row + height], weight[:, column : column + width], False, False, 1.0, 0.0)
 
 
 @kernel
@@ -117,24 +130,24 @@ def gelu_matmul_nn(dpre, act, dout, pre, weight):
 
     dpre, act, pre (N,C). dout (N,OC). weight (OC,C). The layer's input, act, is needed for its weight's gradient.
     """
-    tasks, height, across = _cut(*dpre.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*dpre.shape, _ROWS, _COLUMNS)
     for task in prange(tasks):
-        row, column = task // across * height, task % across * _COLUMNS
-        part = dpre[row : row + height, column : column + _COLUMNS]
-        gemm(part, dout[row : row + height], weight[:, column : column + _COLUMNS], False, False, 1.0, 0.0)
+        row, column = task // across * height, task % across * width
+        part = dpre[row : row + height, column : column + width]
+        gemm(part, dout[row : row + height], weight[:, column : column + width], False, False, 1.0, 0.0)
         for n in range(row, row + part.shape[0]):
-            stop = column + _COLUMNS
+            stop = column + width
             gelu_backward(dpre[n, column:stop], act[n, column:stop], pre[n, column:stop])
 
 
 @kernel
 def matmul_tn(dweight, dout, inp, beta):
     """dweight = dout.T @ inp + beta * dweight: dweight (OC,C), dout (N,OC), inp (N,C). With beta 0, it is not read."""
-    tasks, height, across = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)
+    tasks, across, height, width = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)
     for task in prange(tasks):
-        row, column = task // across * height, task % across * _WEIGHT_COLUMNS
-        part = dweight[row : row + height, column : column + _WEIGHT_COLUMNS]
-        gemm(part, dout[:, row : row + height], inp[:, column : column + _WEIGHT_COLUMNS], True, False, 1.0, beta)
+        row, column = task // across * height, task % across * width
+        part = dweight[row : row + height, column : column + width]
+        gemm(part, dout[:, row : row + height], inp[:, column : column + width], True, False, 1.0, beta)
 
 
 @kernel
@@ -142,7 +155,9 @@ def bias_backward(dbias, dout):
     """dbias += the sum of dout's rows: dbias (OC,), dout (N,OC)."""
     N, OC = dout.shape
     for block in prange((OC + _CHANNELS - 1) // _CHANNELS):
-        start, stop = block * _CHANNELS, min(OC, (block + 1) * _CHANNELS)
+        start, stop = block * _CHANNELS, (block + 1) * _CHANNELS
+        total = dbias[start:stop]
         for n in range(N):
-            for c in range(start, stop):
-                dbias[c] += dout[n, c]
+            row = dout[n, start:stop]
+            for c in range(total.size):
+                total[c] += row[c]

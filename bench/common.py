@@ -1,0 +1,49 @@
+"""What the worker processes share: their job, the batch, the timing of steps, and the line they answer with.
+
+A worker gets its job as one argument, JSON: `model` (path of a file in llm.c's format), `sizes` (of gpt2.GPT2Config),
+`B`, `T`, `threads`, `warmup_steps`, `steps` (timed ones), and PyTorch's worker `mode` besides ("eager" or "compile").
+"""
+
+import json
+import platform
+import resource
+import sys
+import time
+
+import numpy as np
+
+SEED = 1337
+LEARNING_RATE = 1e-4
+WEIGHT_DECAY = 0.1  # of matrices and embeddings only
+
+
+def read_job():
+    return json.loads(sys.argv[1])
+
+
+def batch(job):
+    """Returns (tokens, targets), int64 (B,T) each: random, and the same in every process and every step."""
+    V = job["sizes"]["V"]
+    tokens = np.random.default_rng(SEED).integers(0, V, (job["B"], job["T"] + 1))
+    return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+
+
+def time_steps(step, job):
+    """Calls `step()` for the warm-up and for the timed steps.
+
+    Returns (milliseconds of each timed step, what each step returned, those of the warm-up included).
+    """
+    milliseconds, returned = [], []
+    for _ in range(job["warmup_steps"] + job["steps"]):
+        start = time.perf_counter()
+        returned.append(step())
+        milliseconds.append(1e3 * (time.perf_counter() - start))
+    return milliseconds[job["warmup_steps"] :], returned
+
+
+def answer(modules, **measured):
+    """Prints the worker's line of JSON: what it measured, its peak resident memory, and the modules' versions."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    versions = {"python": platform.python_version()} | {module.__name__: module.__version__ for module in modules}
+    peak_bytes = peak if sys.platform == "darwin" else 1024 * peak
+    print(json.dumps({**measured, "peak_bytes": peak_bytes, "versions": versions}))

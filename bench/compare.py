@@ -1,0 +1,256 @@
+"""Times training steps of this repository and of PyTorch, whole processes in turn; bench/README.md says how to read it.
+
+`python bench/compare.py --setup` makes PyTorch's environment, `python bench/compare.py` measures.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+
+BENCH = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(BENCH.parent))
+
+from gpt2.errors import UserError, run_command  # noqa: E402
+from gpt2.files import atomic_write  # noqa: E402
+from gpt2.kernels.threads import available_threads  # noqa: E402
+
+VENV = BENCH / ".venv"
+WORK = BENCH / "work"
+RESULTS = BENCH / "results"
+MODES = ("eager", "compile")
+WARMUP_STEPS = 1
+# Losses of the first steps must agree: after many, two float32 trainers may well part.
+CHECKED_STEPS, LOSS_TOLERANCE = 5, 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: what is trained, and what is asked of it.
+
+    sizes: of gpt2.GPT2Config. steps: timed ones in each process. target_ratio: PyTorch's time / ours, at least.
+    target_memory: our peak memory / PyTorch's, at most. target_bytes: our peak memory, below.
+    """
+
+    name: str
+    B: int
+    T: int
+    sizes: dict
+    steps: int
+    target_ratio: float
+    target_memory: float
+    target_bytes: float = float("inf")
+
+
+GPT2_124M = {"maxT": 1024, "V": 50257, "L": 12, "NH": 12, "C": 768}
+GPT2_355M = {"maxT": 1024, "V": 50257, "L": 24, "NH": 16, "C": 1024}
+BABY = {"maxT": 64, "V": 65, "L": 4, "NH": 4, "C": 128}
+ROWS = {
+    row.name: row
+    for row in (
+        Row("124M-4x64", 4, 64, GPT2_124M, 6, 1.5, 0.90),
+        Row("124M-4x256", 4, 256, GPT2_124M, 3, 1.4, 0.80),
+        Row("124M-2x1024", 2, 1024, GPT2_124M, 2, 1.3, 0.70),
+        Row("124M-4x1024", 4, 1024, GPT2_124M, 2, 1.3, 0.60, 5.5e9),
+        Row("baby-12x64", 12, 64, BABY, 100, 2.0, 0.75),
+        Row("355M-1x256", 1, 256, GPT2_355M, 3, 1.3, 0.85),
+    )
+}
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    if options.setup:
+        return set_up()
+    if not options.pytorch_python.is_file():
+        raise UserError(f"{options.pytorch_python}: no such file; make it with: python bench/compare.py --setup")
+    results, entries = read_results(RESULTS / "compare.json"), {}
+    for name in options.rows:
+        rounds = run_row(ROWS[name], options)
+        entries[name] = summarise(ROWS[name], rounds, options.modes) | {
+            "threads": options.threads,
+            "machine": machine(rounds),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        }
+        results[name] = entries[name]
+        write_results(RESULTS / "compare.json", results)
+    # Imported only now: a process on Linux starts with its parent's peak memory as its own, and Matplotlib raises it.
+    from bench import report
+
+    print(report.table(entries))
+    report.draw(results, RESULTS)
+    print(f"written to {RESULTS}: compare.json (all rows ever measured), compare_time.png, compare_memory.png")
+
+
+def parse_arguments(arguments=None):
+    """Returns the options as a namespace; exits with argparse's usual message if they are wrong."""
+    threads = available_threads()
+    parser = argparse.ArgumentParser(
+        description="Times training steps of this repository and of PyTorch, whole processes in turn.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--setup", action="store_true", help="make the environment for PyTorch's side, and measure nothing")
+    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=f"of {', '.join(ROWS)}")
+    add("--pairs", type=int, default=5, metavar="N", help="rounds; each runs every process once")
+    add("--threads", type=int, default=threads, metavar="N", help="of every process")
+    add("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help=f"PyTorch's: {', '.join(MODES)}")
+    add("--pytorch-python", type=pathlib.Path, default=VENV / "bin" / "python", metavar="PATH", help="its interpreter")
+    options = parser.parse_args(arguments)
+    # The workers start in the repository's folder. Not resolved: an environment's interpreter is a link out of it.
+    options.pytorch_python = options.pytorch_python.absolute()
+    if options.pairs < 1:
+        parser.error(f"--pairs {options.pairs}: at least 1 is needed")
+    if not 1 <= options.threads <= threads:
+        parser.error(f"--threads {options.threads}: choose from 1 to {threads}")
+    return options
+
+
+def set_up():
+    """Makes the environment that PyTorch runs in."""
+    print(f"making {VENV}", flush=True)
+    install = [VENV / "bin" / "python", "-m", "pip", "install", "--requirement", BENCH / "requirements.txt"]
+    for command in ([sys.executable, "-m", "venv", "--clear", VENV], install):
+        if subprocess.run(command).returncode:
+            shutil.rmtree(VENV, ignore_errors=True)
+            raise UserError("PyTorch's environment could not be made: the message stands above")
+
+
+def run_row(row, options):
+    """Runs all processes of a row; returns a dict of process -> its answer for each round."""
+    workers = {"ours": (sys.executable, "gpt2_worker", {})}
+    workers |= {mode: (options.pytorch_python, "pytorch_worker", {"mode": mode}) for mode in options.modes}
+    # The bare products need fewer steps: they have no caches of code to warm, and vary less.
+    bare = {"warmup_steps": 1, "steps": (row.steps + 1) // 2}
+    workers["bare"] = (options.pytorch_python, "bare_worker", bare)
+    job = {"model": str(WORK / "model.bin"), "sizes": row.sizes, "B": row.B, "T": row.T, "threads": options.threads}
+    job |= {"warmup_steps": WARMUP_STEPS, "steps": row.steps}
+    environment = os.environ | dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads)
+    )
+
+    def run(who, label, **changes):
+        python, module, own = workers[who]
+        print(f"[{row.name}] {label}: {who} ...", end=" ", flush=True)
+        command = [python, "-m", f"bench.{module}", json.dumps(job | own | changes)]
+        process = subprocess.run(command, cwd=BENCH.parent, env=environment, stdout=subprocess.PIPE, text=True)
+        if process.returncode:
+            print("failed", flush=True)
+            raise UserError(f"the process for {who} ended with {process.returncode}: its message stands above")
+        answer = json.loads(process.stdout.splitlines()[-1])
+        print(progress(answer), flush=True)
+        return answer
+
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir()
+    try:
+        # Thrown away: the first makes the model file, and both leave compiled code in caches, so that the peak memory
+        # of what follows is that of training and not of a compiler.
+        for who in ("ours", "compile"):
+            if who in workers:
+                run(who, "preparation", warmup_steps=0, steps=1)
+        rounds = []
+        for number in range(options.pairs):
+            label = f"round {number + 1}/{options.pairs}"
+            order = list(workers) if number % 2 == 0 else list(reversed(workers))
+            rounds.append({who: run(who, label) for who in order})
+            for mode in options.modes:
+                check_losses(row, rounds[-1]["ours"]["losses"], mode, rounds[-1][mode]["losses"])
+        return rounds
+    finally:
+        shutil.rmtree(WORK)
+
+
+def progress(answer):
+    """What a process' answer comes to, in a few words."""
+    step_ms = answer["step_ms"]
+    if isinstance(step_ms, dict):
+        return ", ".join(f"{library} {statistics.median(times):.1f} ms" for library, times in step_ms.items())
+    return f"{statistics.median(step_ms):.1f} ms a step, peak {answer['peak_bytes'] / 1e9:.2f} GB"
+
+
+def check_losses(row, ours, mode, theirs):
+    """Raises UserError unless both trained the same: a benchmark of two different computations is worth nothing."""
+    for step, (a, b) in enumerate(zip(ours[:CHECKED_STEPS], theirs[:CHECKED_STEPS], strict=True), 1):
+        if not abs(a - b) <= LOSS_TOLERANCE * abs(b):
+            raise UserError(f"{row.name}: the loss of step {step} is {a:.6f} here and {b:.6f} in PyTorch ({mode})")
+
+
+def pair_ratios(numerators, denominators):
+    """Divides pair by pair; returns the quotients and their median, lowest and highest."""
+    pairs = [a / b for a, b in zip(numerators, denominators, strict=True)]
+    return {"median": statistics.median(pairs), "lowest": min(pairs), "highest": max(pairs), "pairs": pairs}
+
+
+def summarise(row, rounds, modes):
+    """Returns a row's entry for the JSON file. A process' step is the median of its timed steps."""
+
+    def steps(who):
+        return [statistics.median(answers[who]["step_ms"]) for answers in rounds]
+
+    def peaks(who):
+        return [answers[who]["peak_bytes"] for answers in rounds]
+
+    def summary(who):
+        step_ms = statistics.median(steps(who))
+        tokens_per_s = 1e3 * row.B * row.T / step_ms
+        return {"step_ms": step_ms, "tokens_per_s": tokens_per_s, "peak_bytes": statistics.median(peaks(who))}
+
+    bare = {
+        library: [statistics.median(answers["bare"]["step_ms"][library]) for answers in rounds]
+        for library in rounds[0]["bare"]["step_ms"]
+    }
+    library = min(bare, key=lambda name: statistics.median(bare[name]))
+    return dataclasses.asdict(row) | {
+        # JSON knows no infinity.
+        "target_bytes": row.target_bytes if row.target_bytes < float("inf") else None,
+        "ours": summary("ours"),
+        "pytorch": {
+            mode: summary(mode)
+            | {"time": pair_ratios(steps(mode), steps("ours")), "memory": pair_ratios(peaks("ours"), peaks(mode))}
+            for mode in modes
+        },
+        "bare": {
+            "library": library,
+            "step_ms": statistics.median(bare[library]),
+            "share": pair_ratios(bare[library], steps("ours")),
+        },
+    }
+
+
+def machine(rounds):
+    """Names what was measured on: the CPU, its cores, and the versions of both sides."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    versions = {who: answer["versions"] for who, answer in rounds[0].items()}
+    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "versions": versions}
+
+
+def read_results(path):
+    """Returns what earlier runs wrote: a dict of row name -> entry."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); mend or remove it") from error
+
+
+def write_results(path, results):
+    """Writes the entries of the rows that there are, in the table's order."""
+    path.parent.mkdir(exist_ok=True)
+    ordered = {name: results[name] for name in ROWS if name in results}
+    with atomic_write(path) as file:
+        file.write((json.dumps(ordered, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    run_command(main)

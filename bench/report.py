@@ -1,0 +1,94 @@
+"""Prints and draws what compare.py measured."""
+
+from matplotlib.figure import Figure
+
+COLOURS = {"eager": "tab:blue", "compile": "tab:orange"}
+COLUMNS = (
+    ("row and", "mode"),
+    ("step, ms", "ours"),
+    ("", "PyTorch"),
+    ("time, PyTorch / ours", "median (low-high)"),
+    ("", "target"),
+    ("tokens/s", "ours"),
+    ("", "PyTorch"),
+    ("peak, GB", "ours"),
+    ("", "PyTorch"),
+    ("memory, ours / PyTorch", "median"),
+    ("", "target"),
+    ("bare products", "ms"),
+    ("", "of our step"),
+)
+
+
+def table(entries):
+    """Returns the text to print: a line for each row and mode of PyTorch; a target that was missed ends in "!"."""
+    lines = [*zip(*COLUMNS, strict=True)]
+    for name, entry in entries.items():
+        ours, bare = entry["ours"], entry["bare"]
+        for mode, theirs in entry["pytorch"].items():
+            time, memory, limit = theirs["time"], theirs["memory"], entry["target_bytes"]
+            fast = time["median"] >= entry["target_ratio"]
+            small = memory["median"] <= entry["target_memory"] and (limit is None or ours["peak_bytes"] < limit)
+            below = f", <{limit / 1e9:.1f} GB" if limit else ""
+            lines.append(
+                (
+                    f"{name} {mode}",
+                    milliseconds(ours),
+                    milliseconds(theirs),
+                    f"{time['median']:.2f} ({time['lowest']:.2f}-{time['highest']:.2f})",
+                    f">={entry['target_ratio']:.2f}" + ("" if fast else " !"),
+                    f"{ours['tokens_per_s']:,.0f}",
+                    f"{theirs['tokens_per_s']:,.0f}",
+                    f"{ours['peak_bytes'] / 1e9:.2f}",
+                    f"{theirs['peak_bytes'] / 1e9:.2f}",
+                    f"{memory['median']:.2f}",
+                    f"<={entry['target_memory']:.2f}{below}" + ("" if small else " !"),
+                    f"{milliseconds(bare)} {bare['library']}",
+                    f"{100 * bare['share']['median']:.0f} %",
+                )
+            )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def milliseconds(entry):
+    return f"{entry['step_ms']:,.{0 if entry['step_ms'] >= 100 else 1}f}"
+
+
+def draw(results, folder):
+    """Writes compare_time.png and compare_memory.png; results: what compare.json holds."""
+    title = "time of a training step, PyTorch / ours: higher is better"
+    _draw(results, folder / "compare_time.png", "time", "target_ratio", title, lambda side: f"{milliseconds(side)} ms")
+    title = "peak resident memory, ours / PyTorch: lower is better"
+    _draw(
+        results,
+        folder / "compare_memory.png",
+        "memory",
+        "target_memory",
+        title,
+        lambda side: f"{side['peak_bytes'] / 1e9:.2f} GB",
+    )
+
+
+def _draw(results, path, quantity, target, title, figure_of):
+    """A line for each row and mode: the median of the pairs with whiskers from lowest to highest, and the target."""
+    lines = [(name, entry, mode) for name, entry in results.items() for mode in entry["pytorch"]]
+    figure = Figure(figsize=(10, 1.5 + 0.4 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    for y, (_, entry, mode) in enumerate(lines):
+        ratio = entry["pytorch"][mode][quantity]
+        whiskers = [[ratio["median"] - ratio["lowest"]], [ratio["highest"] - ratio["median"]]]
+        axes.errorbar(ratio["median"], y, xerr=whiskers, fmt="o", color=COLOURS[mode], capsize=4)
+        axes.plot(entry[target], y, "|", color="black", markersize=18, markeredgewidth=2, label="" if y else "target")
+        text = f"ours {figure_of(entry['ours'])}, PyTorch {figure_of(entry['pytorch'][mode])}"
+        axes.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    axes.axvline(1, color="grey", linewidth=1)
+    axes.set_yticks(range(len(lines)), [f"{name}, {mode}" for name, _, mode in lines])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title(title)
+    axes.legend(loc="lower left")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,231 @@
+"""What Numba cannot express: numbers held in vector registers, written as LLVM's instructions.
+
+LLVM turns them into AVX-512, AVX2, SSE or NEON. Those differ, as far as this file goes, in the length of a vector and
+in the number of registers. The functions here are for compiled code only, and are what `gemm` is built of.
+"""
+
+import llvmlite.binding
+import numba
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
+
+
+def _target_features():
+    """The instruction sets that Numba compiles for: the machine's, or those that NUMBA_CPU_FEATURES names."""
+    if numba.config.CPU_FEATURES is not None:
+        return set(numba.config.CPU_FEATURES.split(","))
+    return set(llvmlite.binding.get_host_cpu_features().flatten().split(","))
+
+
+def _registers():
+    """(bytes of a vector, rows of the tile): the tile's sums take 12 of 16 vector registers, or 24 of 32."""
+    if "+avx512f" in _target_features():
+        return 64, 8
+    if "+avx2" in _target_features():
+        return 32, 4
+    return 16, 8 if llvmlite.binding.get_process_triple().startswith(("aarch64", "arm64")) else 4
+
+
+VECTOR_BYTES, TILE_ROWS = _registers()
+TILE_VECTORS = 3
+
+_index = ir.IntType(64)
+
+
+def _lanes(dtype):
+    """Numbers of a Numba float type that one vector holds."""
+    return VECTOR_BYTES * 8 // dtype.bitwidth
+
+
+def _vector(dtype, count=None):
+    element = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+    return ir.VectorType(element, count or _lanes(dtype))
+
+
+def _load(builder, address, kind, align):
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
+
+
+def _store(builder, value, address, align):
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
+
+
+def _splat(builder, scalar, kind):
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return builder.shuffle_vector(builder.insert_element(undefined, scalar, ir.IntType(32)(0)), undefined, first)
+
+
+@intrinsic(prefer_literal=True)
+def stack_array(typingctx, like, size):
+    """Returns an array of `size` numbers, a constant, of the type of array `like`: the calling function's, until it
+    returns."""
+    array_type = types.Array(like.dtype, 1, "C")
+    count = size.literal_value
+
+    def codegen(context, builder, signature, arguments):
+        with builder.goto_entry_block():
+            memory = builder.alloca(ir.ArrayType(_vector(like.dtype).element, count))
+        memory.align = VECTOR_BYTES
+        itemsize = like.dtype.bitwidth // 8
+        array = make_array(array_type)(context, builder)
+        populate_array(
+            array,
+            data=builder.bitcast(memory, array.data.type),
+            shape=[_index(count)],
+            strides=[_index(itemsize)],
+            itemsize=_index(itemsize),
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    return array_type(like, size), codegen
+
+
+@intrinsic
+def any_layout(typingctx, array):
+    """Returns the array typed as one of any strides: functions that take only such ones are compiled once."""
+    array_type = types.Array(array.dtype, array.ndim, "A")
+
+    def codegen(context, builder, signature, arguments):
+        return impl_ret_borrowed(context, builder, array_type, arguments[0])
+
+    return array_type(array), codegen
+
+
+@intrinsic
+def address(typingctx, array):
+    """Address of an array's first element."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.ptrtoint(make_array(array)(context, builder, arguments[0]).data, _index)
+
+    return types.int64(array), codegen
+
+
+@intrinsic(prefer_literal=True)
+def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alpha, beta):
+    """c = alpha * a @ panel + beta * c for TILE_ROWS rows and `vectors` (a constant) vectors; beta 0: c is not read.
+
+    c, a: addresses. c_row, a_row: bytes from a row to the next; a_step: from a column of a to the next. Rows of a from
+    `rows` on repeat the last. panel: array, `depth` rows of `vectors` vectors.
+    """
+    dtype, count = panel.dtype, vectors.literal_value
+    vector, size = _vector(dtype), dtype.bitwidth // 8
+    arguments = (vectors, *[types.int64] * 6, panel, types.int64, dtype, dtype)
+
+    def codegen(context, builder, signature, arguments):
+        c, c_row, a, a_row, a_step, rows, panel_array, depth, alpha, beta = arguments[1:]
+        b = builder.ptrtoint(make_array(panel)(context, builder, panel_array).data, _index)
+        multiply_add = _function(builder, f"llvm.fmuladd.v{vector.count}f{8 * size}", vector, [vector] * 3)
+        targets = [
+            builder.add(c, builder.add(builder.mul(c_row, _index(i)), _index(j * VECTOR_BYTES)))
+            for i in range(TILE_ROWS)
+            for j in range(count)
+        ]
+        _prefetch(builder, targets)
+        last = builder.sub(rows, _index(1))
+        a_rows = []
+        for i in range(TILE_ROWS):
+            row = builder.select(builder.icmp_signed("<", _index(i), rows), _index(i), last)
+            a_rows.append(builder.add(a, builder.mul(row, a_row)))
+        zero = ir.Constant(vector, [0.0] * vector.count)
+        sums = [cgutils.alloca_once(builder, vector) for _ in targets]
+        for place in sums:
+            builder.store(zero, place)
+
+        def add_products(k):
+            b_k = builder.add(b, builder.mul(k, _index(count * VECTOR_BYTES)))
+            b_vectors = [
+                _load(builder, builder.add(b_k, _index(j * VECTOR_BYTES)), vector, VECTOR_BYTES) for j in range(count)
+            ]
+            a_k = builder.mul(k, a_step)
+            for i, a_i in enumerate(a_rows):
+                factor = _splat(builder, _load(builder, builder.add(a_i, a_k), vector.element, size), vector)
+                for b_vector, place in zip(b_vectors, sums[i * count : (i + 1) * count], strict=True):
+                    builder.store(builder.call(multiply_add, [factor, b_vector, builder.load(place)]), place)
+
+        # Two steps in one go of the loop, then the one that may be left.
+        even = builder.and_(depth, _index(-2))
+        with cgutils.for_range(builder, builder.ashr(depth, _index(1))) as loop:
+            for step in range(2):
+                add_products(builder.add(builder.shl(loop.index, _index(1)), _index(step)))
+        with cgutils.for_range(builder, builder.sub(depth, even)) as loop:
+            add_products(builder.add(even, loop.index))
+
+        alphas, betas = _splat(builder, alpha, vector), _splat(builder, beta, vector)
+        results = [builder.fmul(alphas, builder.load(place)) for place in sums]
+        with builder.if_else(builder.fcmp_ordered("==", beta, vector.element(0.0))) as (overwrite, add):
+            with overwrite:
+                for target, result in zip(targets, results, strict=True):
+                    _store(builder, result, target, size)
+            with add:
+                for target, result in zip(targets, results, strict=True):
+                    before = _load(builder, target, vector, size)
+                    _store(builder, builder.call(multiply_add, [betas, before, result]), target, size)
+        return context.get_dummy_value()
+
+    return types.void(*arguments), codegen
+
+
+def _function(builder, name, result, arguments):
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _prefetch(builder, places):
+    """Has the tile of c, which is written at the end, fetched from memory meanwhile."""
+    integer = ir.IntType(32)
+    prefetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [cgutils.voidptr_t, *[integer] * 3])
+    for place in places:
+        builder.call(prefetch, [builder.inttoptr(place, cgutils.voidptr_t), integer(1), integer(3), integer(1)])
+
+
+@intrinsic(prefer_literal=True)
+def copy(typingctx, array, count, source, source_row, target, target_row, rows):
+    """Copies `rows` rows of `count` (a constant; None: a vector of) adjacent numbers of the type of `array`.
+
+    source, target: addresses; source_row, target_row: bytes from a row to the next.
+    """
+    vector, size = _vector(array.dtype, getattr(count, "literal_value", None)), array.dtype.bitwidth // 8
+
+    def codegen(context, builder, signature, arguments):
+        source, source_row, target, target_row, rows = arguments[2:]
+        with cgutils.for_range(builder, rows) as loop:
+            numbers = _load(builder, builder.add(source, builder.mul(loop.index, source_row)), vector, size)
+            _store(builder, numbers, builder.add(target, builder.mul(loop.index, target_row)), size)
+        return context.get_dummy_value()
+
+    return types.void(array, count, *[types.int64] * 5), codegen
+
+
+@intrinsic
+def transpose(typingctx, array, source, source_row, target, target_row, squares):
+    """Transposes `squares` squares of a vector by a vector, side by side in `source`, one below the other in `target`.
+
+    array: gives the type. Addresses and rows as in `copy`. A square is held in registers; interleaving the first half
+    of its rows with the second, as often as halving its size takes to come to 1, transposes it.
+    """
+    vector, count, size = _vector(array.dtype), _lanes(array.dtype), array.dtype.bitwidth // 8
+    halves = [[part * count // 2 + i // 2 + i % 2 * count for i in range(count)] for part in (0, 1)]
+    masks = [ir.Constant(ir.VectorType(ir.IntType(32), count), half) for half in halves]
+
+    def codegen(context, builder, signature, arguments):
+        source, source_row, target, target_row, squares = arguments[1:]
+        with cgutils.for_range(builder, squares) as loop:
+            origin = builder.add(source, builder.mul(loop.index, _index(VECTOR_BYTES)))
+            goal = builder.add(target, builder.mul(builder.mul(loop.index, _index(count)), target_row))
+            rows = [
+                _load(builder, builder.add(origin, builder.mul(source_row, _index(i))), vector, size)
+                for i in range(count)
+            ]
+            for _ in range(count.bit_length() - 1):
+                pairs = zip(rows[: count // 2], rows[count // 2 :], strict=True)
+                rows = [builder.shuffle_vector(*pair, mask) for pair in pairs for mask in masks]
+            for i, row in enumerate(rows):
+                _store(builder, row, builder.add(goal, builder.mul(target_row, _index(i))), size)
+        return context.get_dummy_value()
+
+    return types.void(array, *[types.int64] * 5), codegen

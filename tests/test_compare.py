@@ -1,0 +1,155 @@
+"""The benchmark's arithmetic, its JSON and its answers to bad arguments; nothing is timed here."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from bench import common, compare, report
+from gpt2.errors import UserError, run_command
+
+ROW = compare.ROWS["124M-4x1024"]
+
+
+def made_up_round(ours, eager, numpy_ms, torch_ms):
+    """The answers of a round, from (median step in ms, peak in bytes) of both sides and the bare products' times."""
+
+    def answer(step_ms, peak_bytes):
+        return {"step_ms": [step_ms / 2, step_ms, 3 * step_ms], "peak_bytes": peak_bytes, "versions": {"numpy": "2"}}
+
+    bare = {"numpy": [numpy_ms] * 3, "torch": [torch_ms] * 3}
+    return {"ours": answer(*ours), "eager": answer(*eager), "bare": {**answer(1.0, 1), "step_ms": bare}}
+
+
+@pytest.fixture
+def entry():
+    rounds = [
+        made_up_round((1000.0, 2e9), (1500.0, 4e9), 700.0, 650.0),
+        made_up_round((2000.0, 2e9), (2000.0, 4e9), 800.0, 900.0),
+        made_up_round((1250.0, 6e9), (2500.0, 5e9), 810.0, 1000.0),
+    ]
+    return compare.summarise(ROW, rounds, ["eager"])
+
+
+def test_ratios_are_taken_pair_by_pair():
+    # The quotient of the medians would be 2000 / 1250 = 1.6.
+    ratios = compare.pair_ratios([1500.0, 2000.0, 2500.0], [1000.0, 2000.0, 1250.0])
+    assert ratios == {"median": 1.5, "lowest": 1.0, "highest": 2.0, "pairs": [1.5, 1.0, 2.0]}
+    assert compare.pair_ratios([3.0, 1.0], [1.0, 1.0])["median"] == 2.0
+
+
+def test_pairs_must_be_complete():
+    with pytest.raises(ValueError, match="shorter"):
+        compare.pair_ratios([1.0, 2.0], [1.0])
+
+
+def test_summary(entry):
+    assert entry["ours"] == {"step_ms": 1250.0, "tokens_per_s": 4 * 1024 / 1.25, "peak_bytes": 2e9}
+    eager = entry["pytorch"]["eager"]
+    assert eager["step_ms"] == 2000.0
+    assert eager["time"]["pairs"] == [1.5, 1.0, 2.0]
+    assert eager["memory"]["pairs"] == [0.5, 0.5, 1.2]
+    # NumPy's median, 800, is below PyTorch's, 900.
+    assert entry["bare"]["library"] == "numpy"
+    assert entry["bare"]["step_ms"] == 800.0
+    assert entry["bare"]["share"]["pairs"] == [0.7, 0.4, 0.648]
+
+
+def test_an_entry_is_strict_json_with_the_row_in_it(entry):
+    read_back = json.loads(json.dumps(entry, allow_nan=False))
+    assert read_back == entry
+    assert {field.name for field in dataclasses.fields(compare.Row)} < read_back.keys()
+    baby = compare.ROWS["baby-12x64"]
+    without_limit = compare.summarise(baby, [made_up_round((1.0, 1), (1.0, 1), 1.0, 1.0)], ["eager"])
+    assert json.loads(json.dumps(without_limit, allow_nan=False))["target_bytes"] is None
+
+
+def test_results_replace_their_row_and_keep_the_others(tmp_path):
+    path = tmp_path / "results" / "compare.json"
+    assert compare.read_results(path) == {}
+    compare.write_results(path, {"baby-12x64": 1, "124M-4x64": 2})
+    results = compare.read_results(path)
+    compare.write_results(path, results | {"baby-12x64": 3})
+    assert list(compare.read_results(path).items()) == [("124M-4x64", 2), ("baby-12x64", 3)]
+
+
+def test_spoilt_results_are_named(tmp_path):
+    path = tmp_path / "compare.json"
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"compare\.json: not JSON"):
+        compare.read_results(path)
+
+
+def test_table_marks_missed_targets(entry):
+    line = report.table({ROW.name: entry}).splitlines()[-1]
+    assert "1.50 (1.00-2.00)" in line
+    assert ">=1.30 " in line and ">=1.30 !" not in line
+    assert "<=0.60, <5.5 GB" in line and "GB !" not in line
+    missed = entry | {"target_ratio": 1.6, "target_bytes": 2e9}
+    line = report.table({ROW.name: missed}).splitlines()[-1]
+    assert ">=1.60 !" in line and "<2.0 GB !" in line
+
+
+def test_pictures_are_drawn(entry, tmp_path):
+    report.draw({ROW.name: entry}, tmp_path)
+    for name in ("compare_time.png", "compare_memory.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_losses_that_part_are_refused():
+    ours = [4.0, 3.5, 3.0, 2.5, 2.0, 1.0]
+    compare.check_losses(ROW, ours, "eager", [loss * 1.0009 for loss in ours[:5]] + [9.0])
+    for step, wrong in ((3, 3.01), (5, float("nan"))):
+        theirs = ours[: step - 1] + [wrong] + ours[step:]
+        with pytest.raises(UserError, match=rf"124M-4x1024: the loss of step {step} .*\(compile\)"):
+            compare.check_losses(ROW, ours, "compile", theirs)
+
+
+def test_every_process_of_a_row_checks_the_first_steps():
+    assert all(row.steps + compare.WARMUP_STEPS >= compare.CHECKED_STEPS for row in compare.ROWS.values())
+
+
+def test_warm_up_is_not_timed_but_its_results_are_kept():
+    results = iter(range(9))
+    milliseconds, returned = common.time_steps(lambda: next(results), {"warmup_steps": 2, "steps": 3})
+    assert len(milliseconds) == 3
+    assert returned == [0, 1, 2, 3, 4]
+
+
+def test_the_batch_is_the_same_in_every_process():
+    job = {"B": 3, "T": 5, "sizes": {"V": 7}}
+    tokens, targets = common.batch(job)
+    assert tokens.shape == targets.shape == (3, 5)
+    assert np.array_equal(tokens[:, 1:], targets[:, :-1])
+    assert tokens.min() >= 0 and targets.max() < 7
+    assert all(np.array_equal(*pair) for pair in zip((tokens, targets), common.batch(job), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "124M-9x9"], "'124M-9x9'"),
+        (["--modes", "lazy"], "'lazy'"),
+        (["--pairs", "0"], "--pairs 0: at least 1"),
+        (["--threads", "0"], "--threads 0: choose from 1 to"),
+        (["--threads", "9999"], "--threads 9999: choose from 1 to"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        compare.main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_missing_environment_is_one_line_that_says_how_to_make_it(tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: compare.main(["--pytorch-python", str(tmp_path / "python")]))
+    line = str(ended.value.code)
+    assert str(tmp_path / "python") in line and line.endswith("--setup") and "\n" not in line
+
+
+def test_the_default_environment_is_the_one_that_setup_makes():
+    assert compare.parse_arguments([]).pytorch_python == pathlib.Path(compare.__file__).parent / ".venv/bin/python"
