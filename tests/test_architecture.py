@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "optimizer": {"errors", "config", "layout", "memory", "kernels", "model"},
     "generate": {"errors", "config", "layout", "memory", "kernels", "model"},
     "verify": {*MODEL_FILES, "model"},
+    "profile": {"errors", "config", "layout", "kernels", "model", "optimizer"},
     "fetch": FILES,
     "dataloader": FILES,
     "tokenizer": {*FILES, "fetch"},

@@ -21,6 +21,7 @@ from gpt2.kernels.simd import (
     address,
     any_layout,
     copy,
+    prefetch,
     stack_array,
     tile,
     transpose,
@@ -84,7 +85,17 @@ def _product(c, a, b, transpose_a, transpose_b, alpha, beta):
                     _pack_transposed_b(panel, b[j : j + columns, k : k + depth], width, vector)
                 else:
                     _pack_b(panel, b[k : k + depth, j : j + columns], width, vector)
+                # While tiles are made of this panel, the next one's part of b is fetched, some rows for each tile.
+                next_j, next_k = (j + columns, k) if j + columns < N else (0, k + step)
+                if transpose_b:
+                    ahead = b[next_j : next_j + width, next_k : next_k + step]
+                else:
+                    ahead = b[next_k : next_k + step, next_j : next_j + width]
+                tiles = (height + TILE_ROWS - 1) // TILE_ROWS
                 for m in range(top, top + height, TILE_ROWS):
+                    number = (m - top) // TILE_ROWS
+                    for row in range(number * ahead.shape[0] // tiles, (number + 1) * ahead.shape[0] // tiles):
+                        prefetch(address(ahead[row:]), ahead.shape[1] * c.itemsize)
                     part = c[m : min(m + TILE_ROWS, top + height), j : j + columns]
                     # a as address of its first element, and bytes to the next row and to the next column.
                     if transpose_a:

@@ -17,6 +17,8 @@ def _target_features():
     """The instruction sets that Numba compiles for: the machine's, or those that NUMBA_CPU_FEATURES names."""
     if numba.config.CPU_FEATURES is not None:
         return set(numba.config.CPU_FEATURES.split(","))
+    if numba.config.CPU_NAME == "generic":
+        return set()
     return set(llvmlite.binding.get_host_cpu_features().flatten().split(","))
 
 
@@ -126,7 +128,8 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
             for i in range(TILE_ROWS)
             for j in range(count)
         ]
-        _prefetch(builder, targets)
+        # The tile of c is written at the end: it comes from memory meanwhile.
+        _prefetch(builder, targets, write=1, locality=3)
         last = builder.sub(rows, _index(1))
         a_rows = []
         for i in range(TILE_ROWS):
@@ -175,12 +178,26 @@ def _function(builder, name, result, arguments):
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def _prefetch(builder, places):
-    """Has the tile of c, which is written at the end, fetched from memory meanwhile."""
+def _prefetch(builder, places, write, locality):
     integer = ir.IntType(32)
-    prefetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [cgutils.voidptr_t, *[integer] * 3])
+    instruction = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [cgutils.voidptr_t, *[integer] * 3])
+    flags = [integer(write), integer(locality), integer(1)]
     for place in places:
-        builder.call(prefetch, [builder.inttoptr(place, cgutils.voidptr_t), integer(1), integer(3), integer(1)])
+        builder.call(instruction, [builder.inttoptr(place, cgutils.voidptr_t), *flags])
+
+
+@intrinsic
+def prefetch(typingctx, address, size):
+    """Has `size` bytes from an address on fetched into the second level of the cache."""
+
+    def codegen(context, builder, signature, arguments):
+        address, size = arguments
+        lines = builder.ashr(builder.add(size, _index(63)), _index(6))
+        with cgutils.for_range(builder, lines) as loop:
+            _prefetch(builder, [builder.add(address, builder.shl(loop.index, _index(6)))], write=0, locality=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
