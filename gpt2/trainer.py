@@ -243,7 +243,7 @@ def _describe(options, model, train_loader, val_loader, peak_lr, warmup_steps):
 def _compile_kernels():
     """Runs every kernel once, on a model of a few numbers: the first run compiles them, later ones read them back."""
     start = time.perf_counter()
-    print("compiling the kernels (up to a minute in the first run) ...", end=" ", flush=True)
+    print("compiling the kernels (about a minute in the first run) ...", end=" ", flush=True)
     model = GPT2(GPT2Config(maxT=4, V=4, L=1, NH=1, C=4))
     tokens = np.zeros((1, 4), np.int32)
     model.forward(tokens, tokens)
