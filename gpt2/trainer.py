@@ -15,6 +15,7 @@ from gpt2.config import PRESETS, GPT2Config
 from gpt2.dataloader import DataLoader
 from gpt2.errors import UnavailableError, UserError, from_os_error
 from gpt2.generate import generate
+from gpt2.kernels.jit import compilation_shown
 from gpt2.kernels.threads import set_threads
 from gpt2.memory import require
 from gpt2.metrics import Metrics
@@ -243,14 +244,15 @@ def _describe(options, model, train_loader, val_loader, peak_lr, warmup_steps):
 def _compile_kernels():
     """Runs every kernel once, on a model of a few numbers: the first run compiles them, later ones read them back."""
     start = time.perf_counter()
-    print("compiling the kernels (about a minute in the first run) ...", end=" ", flush=True)
+    print("preparing the kernels (the first run compiles them: half a minute)", flush=True)
     model = GPT2(GPT2Config(maxT=4, V=4, L=1, NH=1, C=4))
     tokens = np.zeros((1, 4), np.int32)
-    model.forward(tokens, tokens)
-    model.backward()
-    gradient_norm(model)
-    AdamW(model).step(1e-4)
-    print(f"done in {time.perf_counter() - start:.1f} s", flush=True)
+    with compilation_shown():
+        model.forward(tokens, tokens)
+        model.backward()
+        gradient_norm(model)
+        AdamW(model).step(1e-4)
+    print(f"kernels ready after {time.perf_counter() - start:.1f} s", flush=True)
 
 
 def _peak_bytes():

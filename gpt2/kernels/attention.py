@@ -9,8 +9,8 @@ import numpy as np
 from numba import prange
 
 from gpt2.kernels.fastmath import exp, maximum
-from gpt2.kernels.gemm import gemm
-from gpt2.kernels.jit import inline, kernel
+from gpt2.kernels.gemm import gemm, product_kernel
+from gpt2.kernels.jit import inline
 
 _QUERIES = 64
 
@@ -32,7 +32,7 @@ def _scores(panel, queries, keys, first):
             panel[i, j] = -np.inf
 
 
-@kernel
+@product_kernel
 def attention_forward(atty, lse, qkv, scratch):
     """atty = softmax(q k^T / sqrt(HS), over the past and present) v, head by head.
 
@@ -65,7 +65,7 @@ def attention_forward(atty, lse, qkv, scratch):
             gemm(out[first:stop], panel, v[:stop], False, False, 1.0, 0.0)
 
 
-@kernel
+@product_kernel
 def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
     """Gradient of attention_forward's qkv.
 

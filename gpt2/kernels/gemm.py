@@ -9,18 +9,21 @@ it is, unless it is transposed: then each step of the loop would touch another p
 Every element of c is summed up by one thread in an order that depends on the depth alone.
 """
 
+import functools
+
+import llvmlite.binding
 import numba
 from numba.core import types
 from numba.extending import overload
 
-from gpt2.kernels.jit import inline
+from gpt2.kernels.jit import inline, kernel, standalone
 from gpt2.kernels.simd import (
     TILE_ROWS,
     TILE_VECTORS,
     VECTOR_BYTES,
     address,
-    any_layout,
     copy,
+    matrix,
     prefetch,
     stack_array,
     tile,
@@ -40,29 +43,75 @@ def gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
     """c = alpha op(a) op(b) + beta c on this thread, where op transposes if its flag says so.
 
     c (M,N), op(a) (M,K), op(b) (K,N): float32 or all float64, rows of any stride, elements of a row adjacent.
-    With beta = 0, c is not read. This body is what runs under NUMBA_DISABLE_JIT=1.
+    With beta = 0, c is not read. For functions decorated with `product_kernel`, and what they call. This body is what
+    runs under NUMBA_DISABLE_JIT=1.
     """
     product = alpha * ((a.T if transpose_a else a) @ (b.T if transpose_b else b))
     c[...] = product if beta == 0 else product + beta * c
+
+
+def product_kernel(function):
+    """Decorates as `kernel` does a function that calls `gemm`.
+
+    The product is compiled once for each type, and called by its name in the machine code of all kernels, where each
+    would otherwise spend seconds on compiling a copy. So it must be there before a kernel is loaded.
+    """
+    compiled = kernel(function)
+    if numba.config.DISABLE_JIT:
+        return compiled
+
+    @functools.wraps(compiled)
+    def launch(*arguments):
+        _link(numba.from_dtype(arguments[0].dtype))
+        return compiled(*arguments)
+
+    return launch
+
+
+@functools.cache
+def _link(real):
+    """Compiles the product for a Numba float type, or loads it; returns what kernels' code calls."""
+    arguments = [*[types.int64] * 9, types.boolean, types.boolean, real, real]
+    compiled = standalone(types.void(*arguments))(_product)
+    name = f"gpt2_product_{real}"
+    llvmlite.binding.add_symbol(name, compiled.address)
+    return compiled, types.ExternalFunction(name, types.void(*arguments))
 
 
 @overload(gemm, jit_options={"error_model": "numpy"})
 def _gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
     if c.dtype not in (types.float32, types.float64) or a.dtype != c.dtype or b.dtype != c.dtype:
         raise numba.TypingError(f"no matrix product of {a.dtype} and {b.dtype} into {c.dtype}")
+    _, product = _link(c.dtype)
 
     def implementation(c, a, b, transpose_a, transpose_b, alpha, beta):
         real = c.dtype.type
-        _product(any_layout(c), any_layout(a), any_layout(b), transpose_a, transpose_b, real(alpha), real(beta))
+        M, N = c.shape
+        product(
+            M,
+            N,
+            a.shape[0] if transpose_a else a.shape[1],
+            address(c),
+            c.strides[0],
+            address(a),
+            a.strides[0],
+            address(b),
+            b.strides[0],
+            transpose_a,
+            transpose_b,
+            real(alpha),
+            real(beta),
+        )
 
     return implementation
 
 
-@inline
-def _product(c, a, b, transpose_a, transpose_b, alpha, beta):
+def _product(M, N, K, c_address, c_row, a_address, a_row, b_address, b_row, transpose_a, transpose_b, alpha, beta):
+    """Works through the panels of b; addresses are in bytes, as are c_row, a_row and b_row, from a row to the next."""
+    c = matrix(alpha, c_address, c_row, M, N)
+    a = matrix(alpha, a_address, a_row, K, M) if transpose_a else matrix(alpha, a_address, a_row, M, K)
+    b = matrix(alpha, b_address, b_row, N, K) if transpose_b else matrix(alpha, b_address, b_row, K, N)
     panel, block, edge = stack_array(c, _PANEL), stack_array(c, _BLOCK), stack_array(c, _EDGE)
-    M, N = c.shape
-    K = a.shape[0] if transpose_a else a.shape[1]
     vector = VECTOR_BYTES // c.itemsize
     pieces = (K + _DEPTH - 1) // _DEPTH
     # Pieces of equal depth, but for the last: a multiple of a vector, for the transposition of b.

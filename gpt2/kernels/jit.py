@@ -1,5 +1,6 @@
 """How kernels are compiled, and where the compiled code is kept."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -9,6 +10,8 @@ import tempfile
 
 import llvmlite.binding
 import numba
+from numba.core import event
+from tqdm import tqdm
 
 # All of LLVM's fast-math but `nnan` and `ninf`, which would make isnan() always False (numba issue 9383).
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
@@ -62,3 +65,29 @@ kernel.__doc__ = "Decorates a function called from Python, whose prange loops ru
 
 inline = numba.njit(**_options)
 inline.__doc__ = "Decorates a function called from kernels."
+
+
+def standalone(signature):
+    """Decorates a function that is compiled by itself, for `signature`, and called by its address."""
+    return numba.cfunc(signature, **_options)
+
+
+class _Listener(event.Listener):
+    def __init__(self, bar):
+        self.bar = bar
+
+    def on_start(self, compilation):
+        if compilation.data["dispatcher"].targetoptions.get("parallel"):
+            self.bar.set_postfix_str(compilation.data["dispatcher"].__name__)
+
+    def on_end(self, compilation):
+        if compilation.data["dispatcher"].targetoptions.get("parallel"):
+            self.bar.update()
+
+
+@contextlib.contextmanager
+def compilation_shown():
+    """Counts on a terminal the kernels that are compiled in the meantime, those that are loaded excepted."""
+    with tqdm(desc="compiling", unit=" kernels", leave=False, disable=None, delay=0.5) as bar:
+        with event.install_listener("numba:compile", _Listener(bar)):
+            yield

@@ -8,7 +8,7 @@ GPT-2 124M, 256 rows of 768 columns, is still four tasks.
 from numba import prange
 
 from gpt2.kernels.gelu import gelu_backward, gelu_forward
-from gpt2.kernels.gemm import gemm
+from gpt2.kernels.gemm import gemm, product_kernel
 from gpt2.kernels.jit import inline, kernel
 
 # Rows and columns of a task of a product whose depth is the layer's width; of the gradient of a weight, whose depth is
@@ -38,7 +38,7 @@ def _part(size, parts, multiple):
     return (size + multiple * parts - 1) // (multiple * parts) * multiple
 
 
-@kernel
+@product_kernel
 def matmul_forward(out, inp, weight, bias):
     """out = inp @ weight.T + bias.
 
@@ -55,7 +55,7 @@ def matmul_forward(out, inp, weight, bias):
         gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0)
 
 
-@kernel
+@product_kernel
 def matmul_residual_forward(out, residual, inp, weight, bias):
     """out = residual + inp @ weight.T + bias.
 
@@ -74,7 +74,7 @@ def matmul_residual_forward(out, residual, inp, weight, bias):
         gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0)
 
 
-@kernel
+@product_kernel
 def matmul_gelu_forward(out, pre, inp, weight, bias):
     """pre = inp @ weight.T + bias, out = GELU(pre).
 
@@ -93,7 +93,7 @@ def matmul_gelu_forward(out, pre, inp, weight, bias):
             gelu_forward(out[n, column : column + width], pre[n, column : column + width])
 
 
-@kernel
+@product_kernel
 def matmul_nt(out, inp, weight):
     """out = inp @ weight.T: out (N,OC), inp (N,C), weight (OC,C)."""
     tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
@@ -114,7 +114,7 @@ def matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta=1.0):
     bias_backward(dbias, dout)
 
 
-@kernel
+@product_kernel
 def matmul_nn(dinp, dout, weight):
     """dinp = dout @ weight: dinp (N,C), dout (N,OC), weight (OC,C)."""
     tasks, across, height, width = _cut(*dinp.shape, _ROWS, _COLUMNS)
@@ -124,7 +124,7 @@ def matmul_nn(dinp, dout, weight):
         gemm(part, dout[row : row + height], weight[:, column : column + width], False, False, 1.0, 0.0)
 
 
-@kernel
+@product_kernel
 def gelu_matmul_nn(dpre, act, dout, pre, weight):
     """Through a linear layer and the GELU before it: dpre = (dout @ weight) * GELU'(pre), and act = GELU(pre) again.
 
@@ -140,7 +140,7 @@ def gelu_matmul_nn(dpre, act, dout, pre, weight):
             gelu_backward(dpre[n, column:stop], act[n, column:stop], pre[n, column:stop])
 
 
-@kernel
+@product_kernel
 def matmul_tn(dweight, dout, inp, beta):
     """dweight = dout.T @ inp + beta * dweight: dweight (OC,C), dout (N,OC), inp (N,C). With beta 0, it is not read."""
     tasks, across, height, width = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)

@@ -8,7 +8,6 @@ import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
@@ -88,14 +87,25 @@ def stack_array(typingctx, like, size):
 
 
 @intrinsic
-def any_layout(typingctx, array):
-    """Returns the array typed as one of any strides: functions that take only such ones are compiled once."""
-    array_type = types.Array(array.dtype, array.ndim, "A")
+def matrix(typingctx, like, address, row_bytes, rows, columns):
+    """Returns the array (rows, columns) at an address, of the type of the number `like`, its rows row_bytes apart."""
+    array_type = types.Array(like, 2, "A")
 
     def codegen(context, builder, signature, arguments):
-        return impl_ret_borrowed(context, builder, array_type, arguments[0])
+        _, address, row_bytes, rows, columns = arguments
+        itemsize = like.bitwidth // 8
+        array = make_array(array_type)(context, builder)
+        populate_array(
+            array,
+            data=builder.inttoptr(address, array.data.type),
+            shape=[rows, columns],
+            strides=[row_bytes, _index(itemsize)],
+            itemsize=_index(itemsize),
+            meminfo=None,
+        )
+        return array._getvalue()
 
-    return array_type(array), codegen
+    return array_type(like, *[types.int64] * 4), codegen
 
 
 @intrinsic
