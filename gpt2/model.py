@@ -1,5 +1,6 @@
 """GPT-2: five flat arrays' worth of model, and its forward and backward pass as a sequence of kernels."""
 
+import math
 import pathlib
 
 import numpy as np
@@ -29,37 +30,54 @@ CLASSIFIER_ROWS = 256
 
 
 def activation_layout(config, B, T):
-    """What a forward pass keeps for the backward pass, layer by layer, and the scratch of one layer's backward pass."""
+    """What a forward pass keeps for the backward pass, layer by layer, then scratch.
+
+    The layernorms' outputs are not kept: the backward pass makes them again. The logits lie where one layer's scratch
+    does (see scratch_layout), in "shared": neither is needed while the other is.
+    """
     C, L, NH, N = config.C, config.L, config.NH, B * T
     return Layout(
         {
             "encoded": (N, C),
-            "ln1": (L, N, C),
             "ln1_mean": (L, N),
             "ln1_rstd": (L, N),
             "qkv": (L, B, T, 3 * C),
             "lse": (L, B, NH, T),
             "atty": (L, B, T, C),
             "residual2": (L, N, C),
-            "ln2": (L, N, C),
             "ln2_mean": (L, N),
             "ln2_rstd": (L, N),
             "fch": (L, N, 4 * C),
-            "fch_gelu": (N, 4 * C),
             "residual3": (L, N, C),
             "lnf": (N, C),
             "lnf_mean": (N,),
             "lnf_rstd": (N,),
-            "logits": (min(N, CLASSIFIER_ROWS), config.Vp),
             "logits_lse": (N,),
             "losses": (N,),
-            "attention_scratch": attention_scratch_shape(B, T, NH),
+            "ln": (N, C),
             "dresidual": (N, C),
             "dnarrow": (N, C),
+            "shared": (max(math.prod(logits_shape(config, N)), scratch_layout(config, B, T).size),),
+        }
+    )
+
+
+def scratch_layout(config, B, T):
+    """Scratch of one layer, used again by the next."""
+    C, N = config.C, B * T
+    return Layout(
+        {
+            "attention_scratch": attention_scratch_shape(B, T, config.NH),
+            "fch_gelu": (N, 4 * C),
             "dqkv": (B, T, 3 * C),
             "dfch": (N, 4 * C),
         }
     )
+
+
+def logits_shape(config, N):
+    """Shape of the logits that exist at a time."""
+    return min(N, CLASSIFIER_ROWS), config.Vp
 
 
 class GPT2:
@@ -182,6 +200,9 @@ class GPT2:
             self._acts_flat = self._acts_flat[:0].copy()
             self._acts_flat = allocate(layout.size, self.params_flat.dtype, f"the activations of {B}x{T} tokens")
         self.acts = layout.views(self._acts_flat[: layout.size])
+        shared = self.acts["shared"]
+        for part in (scratch_layout(self.config, B, T), Layout({"logits": logits_shape(self.config, B * T)})):
+            self.acts |= part.views(shared[: part.size])
         self._shape = (B, T)
 
     def _forward_trunk(self, tokens):
@@ -190,15 +211,15 @@ class GPT2:
         B, T = tokens.shape
         N, C = a["encoded"].shape
         encoder_forward(a["encoded"].reshape(B, T, C), tokens, p["wte"], p["wpe"])
-        residual = a["encoded"]
+        residual, ln = a["encoded"], a["ln"]
         for l in range(L):
-            layernorm_forward(a["ln1"][l], a["ln1_mean"][l], a["ln1_rstd"][l], residual, p["ln1w"][l], p["ln1b"][l])
-            matmul_forward(a["qkv"][l].reshape(N, 3 * C), a["ln1"][l], p["qkvw"][l], p["qkvb"][l])
+            layernorm_forward(ln, a["ln1_mean"][l], a["ln1_rstd"][l], residual, p["ln1w"][l], p["ln1b"][l])
+            matmul_forward(a["qkv"][l].reshape(N, 3 * C), ln, p["qkvw"][l], p["qkvb"][l])
             attention_forward(a["atty"][l], a["lse"][l], a["qkv"][l], a["attention_scratch"])
             atty, residual2, residual3 = a["atty"][l].reshape(N, C), a["residual2"][l], a["residual3"][l]
             matmul_residual_forward(residual2, residual, atty, p["attprojw"][l], p["attprojb"][l])
-            layernorm_forward(a["ln2"][l], a["ln2_mean"][l], a["ln2_rstd"][l], residual2, p["ln2w"][l], p["ln2b"][l])
-            matmul_gelu_forward(a["fch_gelu"], a["fch"][l], a["ln2"][l], p["fcw"][l], p["fcb"][l])
+            layernorm_forward(ln, a["ln2_mean"][l], a["ln2_rstd"][l], residual2, p["ln2w"][l], p["ln2b"][l])
+            matmul_gelu_forward(a["fch_gelu"], a["fch"][l], ln, p["fcw"][l], p["fcb"][l])
             matmul_residual_forward(residual3, residual2, a["fch_gelu"], p["fcprojw"][l], p["fcprojb"][l])
             residual = residual3
         layernorm_forward(a["lnf"], a["lnf_mean"], a["lnf_rstd"], residual, p["lnfw"], p["lnfb"])
@@ -216,6 +237,7 @@ class GPT2:
             for name in g.keys() - {"wte", "qkvw", "attprojw", "fcw", "fcprojw"}:
                 g[name].fill(0)
         dresidual, dnarrow, dqkv, dfch = a["dresidual"], a["dnarrow"], a["dqkv"].reshape(N, 3 * C), a["dfch"]
+        ln = a["ln"]
         residual = a["residual3"][L - 1]
         mean, rstd = a["lnf_mean"], a["lnf_rstd"]
         dresidual.fill(0)
@@ -224,16 +246,18 @@ class GPT2:
             gelu_matmul_nn(dfch, a["fch_gelu"], dresidual, a["fch"][l], p["fcprojw"][l])
             matmul_tn(g["fcprojw"][l], dresidual, a["fch_gelu"], beta)
             bias_backward(g["fcprojb"][l], dresidual)
-            matmul_backward(dnarrow, g["fcw"][l], g["fcb"][l], dfch, a["ln2"][l], p["fcw"][l], beta)
             residual, mean, rstd = a["residual2"][l], a["ln2_mean"][l], a["ln2_rstd"][l]
+            layernorm_forward(ln, mean, rstd, residual, p["ln2w"][l], p["ln2b"][l])
+            matmul_backward(dnarrow, g["fcw"][l], g["fcb"][l], dfch, ln, p["fcw"][l], beta)
             layernorm_backward(dresidual, g["ln2w"][l], g["ln2b"][l], dnarrow, residual, p["ln2w"][l], mean, rstd)
             atty, lse = a["atty"][l], a["lse"][l]
             flat = atty.reshape(N, C)
             matmul_backward(dnarrow, g["attprojw"][l], g["attprojb"][l], dresidual, flat, p["attprojw"][l], beta)
             attention_backward(a["dqkv"], dnarrow.reshape(B, T, C), a["qkv"][l], atty, lse, a["attention_scratch"])
-            matmul_backward(dnarrow, g["qkvw"][l], g["qkvb"][l], dqkv, a["ln1"][l], p["qkvw"][l], beta)
             residual = a["residual3"][l - 1] if l else a["encoded"]
             mean, rstd = a["ln1_mean"][l], a["ln1_rstd"][l]
+            layernorm_forward(ln, mean, rstd, residual, p["ln1w"][l], p["ln1b"][l])
+            matmul_backward(dnarrow, g["qkvw"][l], g["qkvb"][l], dqkv, ln, p["qkvw"][l], beta)
             layernorm_backward(dresidual, g["ln1w"][l], g["ln1b"][l], dnarrow, residual, p["ln1w"][l], mean, rstd)
         encoder_backward(g["wte"], g["wpe"], dresidual.reshape(B, T, C), tokens)
 

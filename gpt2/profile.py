@@ -35,8 +35,11 @@ class Profiler:
         self.records = collections.defaultdict(lambda: [0, 0.0, 0, 0])
         self._layout = parameter_layout(model.config)
         self._replaced = []
+        self._in_backward = False
+        self._launches = []
 
     def __enter__(self):
+        self.model.backward = self._backward
         for module in (model_module, optimizer_module, matmul_module):
             for name, function in list(vars(module).items()):
                 if getattr(function, "targetoptions", {}).get("parallel"):  # as jit.kernel compiles them
@@ -45,25 +48,37 @@ class Profiler:
         return self
 
     def __exit__(self, *_):
+        del self.model.backward
         for module, name, function in self._replaced:
             setattr(module, name, function)
         self._replaced.clear()
+        for launch in self._launches:
+            self._record(*launch)
+        self._launches.clear()
+
+    def _backward(self):
+        self._in_backward = True
+        type(self.model).backward(self.model)
+        self._in_backward = False
 
     def _timed(self, name, function):
         def timed(*arguments):
             start = time.perf_counter()
             result = function(*arguments)
-            seconds = time.perf_counter() - start
-            arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
-            tensors = [self._tensor(array) for array in arrays]
-            record = self.records[_phase(name), name, _layer(name, tensors)]
-            activations = [array for array, tensor in zip(arrays, tensors, strict=True) if tensor is None]
-            operations, traffic = _work(name, arrays, activations)
-            for i, amount in enumerate((1, seconds, operations, traffic)):
-                record[i] += amount
+            # What it was is worked out at the end, lest that be counted as the step's.
+            self._launches.append((name, arguments, self._in_backward, time.perf_counter() - start))
             return result
 
         return timed
+
+    def _record(self, name, arguments, in_backward, seconds):
+        arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
+        tensors = [self._tensor(array) for array in arrays]
+        record = self.records[_phase(name, in_backward), name, _layer(name, tensors)]
+        activations = [array for array, tensor in zip(arrays, tensors, strict=True) if tensor is None]
+        operations, traffic = _work(name, arrays, activations)
+        for i, amount in enumerate((1, seconds, operations, traffic)):
+            record[i] += amount
 
     def _tensor(self, array):
         """Name of the parameter that the array is, or is the gradient of, or lies in; None for anything else."""
@@ -75,10 +90,11 @@ class Profiler:
         return None
 
 
-def _phase(name):
+def _phase(name, in_backward):
+    """A phase is what a kernel does: the backward pass calls layernorm_forward, forward() the classifier's backward."""
     if name in UPDATE:
         return "update"
-    return "forward" if name.endswith("_forward") or name == "matmul_nt" else "backward"
+    return "forward" if not in_backward and (name.endswith("_forward") or name == "matmul_nt") else "backward"
 
 
 def _layer(name, tensors):

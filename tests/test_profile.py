@@ -39,6 +39,8 @@ def test_every_layer_is_named_by_its_parameters(records):
     assert layers["forward"] == linear | {"attention", "classifier"}
     assert layers["backward"] == linear | {"attention", "classifier"}
     assert layers["update"] == {"parameters"}
+    # The backward pass makes the layernorms' outputs again.
+    assert records["backward", "layernorm_forward", "ln1"][0] == CONFIG.L
 
 
 @compiled_only

@@ -13,6 +13,7 @@ import functools
 
 import llvmlite.binding
 import numba
+import numpy as np
 from numba.core import types
 from numba.extending import overload
 
@@ -62,15 +63,16 @@ def product_kernel(function):
 
     @functools.wraps(compiled)
     def launch(*arguments):
-        _link(numba.from_dtype(arguments[0].dtype))
+        _link(arguments[0].dtype)
         return compiled(*arguments)
 
     return launch
 
 
 @functools.cache
-def _link(real):
-    """Compiles the product for a Numba float type, or loads it; returns what kernels' code calls."""
+def _link(dtype):
+    """Compiles the product for a NumPy float type, or loads it; returns what kernels' code calls."""
+    real = numba.from_dtype(dtype)
     arguments = [*[types.int64] * 9, types.boolean, types.boolean, real, real]
     compiled = standalone(types.void(*arguments))(_product)
     name = f"gpt2_product_{real}"
@@ -82,7 +84,7 @@ def _link(real):
 def _gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
     if c.dtype not in (types.float32, types.float64) or a.dtype != c.dtype or b.dtype != c.dtype:
         raise numba.TypingError(f"no matrix product of {a.dtype} and {b.dtype} into {c.dtype}")
-    _, product = _link(c.dtype)
+    _, product = _link(np.dtype(c.dtype.name))
 
     def implementation(c, a, b, transpose_a, transpose_b, alpha, beta):
         real = c.dtype.type

@@ -88,6 +88,6 @@ class _Listener(event.Listener):
 @contextlib.contextmanager
 def compilation_shown():
     """Counts on a terminal the kernels that are compiled in the meantime, those that are loaded excepted."""
-    with tqdm(desc="compiling", unit=" kernels", leave=False, disable=None, delay=0.5) as bar:
-        with event.install_listener("numba:compile", _Listener(bar)):
-            yield
+    bar = tqdm(desc="compiling", unit=" kernels", leave=False, disable=None, delay=0.5)
+    with bar, event.install_listener("numba:compile", _Listener(bar)):
+        yield
