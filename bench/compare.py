@@ -144,6 +144,8 @@ def run_row(row, options):
         if process.returncode:
             print("failed", flush=True)
             raise UserError(f"the process for {who} ended with {process.returncode}: its message stands above")
+        if not process.stdout:
+            raise UserError(f"{python}: printed nothing, so it is no Python that can measure; name another")
         answer = json.loads(process.stdout.splitlines()[-1])
         print(progress(answer), flush=True)
         return answer
@@ -239,9 +241,13 @@ def machine(rounds):
 def read_results(path):
     """Returns what earlier runs wrote: a dict of row name -> entry."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); mend or remove it") from error
+    entries = results.values() if isinstance(results, dict) else [None]
+    if not all(isinstance(entry, dict) and {"ours", "pytorch", "bare"} <= entry.keys() for entry in entries):
+        raise UserError(f"{path}: not what this command writes; mend or remove it")
+    return results
 
 
 def write_results(path, results):

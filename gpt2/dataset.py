@@ -57,8 +57,8 @@ def load_own_text(path):
         data = file.read()
     if hashlib.sha256(data).hexdigest() == TINY_DIGEST:
         return TINY_NAME, data.decode()
-    if path.stem == TINY_NAME:
-        raise UserError(f"{path}: not TinyShakespeare, as its name says (its SHA-256 differs); give it another name")
+    if path.stem in (TINY_NAME, PLAYS_NAME):
+        raise UserError(f"{path}: not the text that the trainer knows as {path.stem}; give it another name")
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

@@ -12,13 +12,13 @@ from gpt2.kernels.classifier import classifier_backward, classifier_forward
 from gpt2.kernels.encoder import encoder_backward, encoder_forward
 from gpt2.kernels.layernorm import layernorm_backward, layernorm_forward
 from gpt2.kernels.matmul import (
-    bias_backward,
     gelu_matmul_nn,
     matmul_backward,
     matmul_forward,
     matmul_gelu_forward,
     matmul_nn,
     matmul_nt,
+    matmul_parameters_backward,
     matmul_residual_forward,
     matmul_tn,
 )
@@ -84,7 +84,7 @@ class GPT2:
     """A GPT-2 model and the memory to train it.
 
     Attributes: `config`; `params_flat` and `grads_flat`, the flat arrays; `params` and `grads`, dicts of name -> shaped
-    view of them (see `layout.parameter_layout`); `acts`, the same for the activations of the last forward pass.
+    view of them (see `layout.parameter_layout`); `acts`, the same for the activations, from the first forward pass on.
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
@@ -126,6 +126,10 @@ class GPT2:
             raise UserError(f"no released weights are known as {name!r}: choose gpt2")
         return cls._from_parameters(*huggingface.load_gpt2(data_dir))
 
+    def __reduce__(self):
+        # A copy's tensors must be views of its own arrays. It starts without gradients and activations.
+        return type(self)._from_parameters, (self.config, self.params_flat)
+
     def save(self, path):
         """Writes the parameters in llm.c's format, version 3."""
         checkpoint.save_model(path, self.config, self.params_flat)
@@ -133,6 +137,7 @@ class GPT2:
     def zero_grad(self):
         """Sets all gradients to zero."""
         self.grads_flat.fill(0)
+        self._accumulate = None
 
     def forward(self, tokens, targets=None, accumulate=None):
         """Runs the model; returns the mean cross-entropy in nats, or None without targets.
@@ -140,16 +145,19 @@ class GPT2:
         tokens, targets: integers (B,T) below V, T at most maxT. What a backward pass needs is kept until the next call.
         accumulate: whether backward(), which will follow, adds to the gradients (True) or overwrites them (False, which
         saves a zero_grad). Its part in the classifier then happens here, while each chunk of logits is at hand, so
-        this call changes the gradient of wte. With None, backward() makes the logits once more, and adds.
+        this call changes the gradient of wte, and another call before backward() is refused, unless it overwrites or
+        zero_grad() came between. With None, backward() makes the logits once more, and adds.
         """
+        if self._accumulate is not None and (accumulate is None or accumulate):
+            raise RuntimeError("backward() must follow forward(accumulate=...), or zero_grad() if that is given up")
         tokens, targets = self._checked(tokens), None if targets is None else self._checked(targets)
         if targets is not None and targets.shape != tokens.shape:
             raise UserError(f"targets of shape {targets.shape} do not go with tokens of shape {tokens.shape}")
         self._reserve(*tokens.shape)
         self._tokens, self._targets = tokens, targets
         self._forward_trunk(tokens)
-        self._accumulate = accumulate
-        return None if targets is None else self._classify(targets.reshape(-1), accumulate)
+        self._accumulate = None if accumulate is None or targets is None else bool(accumulate)
+        return None if targets is None else self._classify(targets.reshape(-1), self._accumulate)
 
     def logits(self, tokens):
         """Returns the logits, (B,T,V), for tokens (B,T)."""
@@ -182,12 +190,13 @@ class GPT2:
     def _checked(self, tokens):
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.size == 0 or tokens.dtype.kind not in "iu":
-            raise UserError(f"tokens of shape {tokens.shape}, {tokens.dtype}: integers (B, T) expected, none of them 0")
+            raise UserError(f"tokens of shape {tokens.shape}, {tokens.dtype}: integers (B, T) expected, at least one")
         if tokens.shape[1] > self.config.maxT:
             raise UserError(f"{tokens.shape[1]} tokens in a row, but the model's positions end at {self.config.maxT}")
         if tokens.min() < 0 or tokens.max() >= self.config.V:
             raise UserError(f"a token is not between 0 and the vocabulary's last, {self.config.V - 1}")
-        return np.ascontiguousarray(tokens, dtype=np.int32)
+        # A copy: the backward pass trusts what was checked here.
+        return np.array(tokens, dtype=np.int32, order="C")
 
     def _reserve(self, B, T):
         """Makes room for the activations of a (B,T) batch: the array in hand serves if it is large enough."""
@@ -244,8 +253,7 @@ class GPT2:
         layernorm_backward(dresidual, g["lnfw"], g["lnfb"], dnarrow, residual, p["lnfw"], mean, rstd)
         for l in reversed(range(L)):
             gelu_matmul_nn(dfch, a["fch_gelu"], dresidual, a["fch"][l], p["fcprojw"][l])
-            matmul_tn(g["fcprojw"][l], dresidual, a["fch_gelu"], beta)
-            bias_backward(g["fcprojb"][l], dresidual)
+            matmul_parameters_backward(g["fcprojw"][l], g["fcprojb"][l], dresidual, a["fch_gelu"], beta)
             residual, mean, rstd = a["residual2"][l], a["ln2_mean"][l], a["ln2_rstd"][l]
             layernorm_forward(ln, mean, rstd, residual, p["ln2w"][l], p["ln2b"][l])
             matmul_backward(dnarrow, g["fcw"][l], g["fcb"][l], dfch, ln, p["fcw"][l], beta)

@@ -6,6 +6,7 @@ import collections
 import statistics
 import time
 
+import numba
 import numpy as np
 
 from gpt2 import model as model_module
@@ -16,10 +17,13 @@ from gpt2.kernels import matmul as matmul_module
 from gpt2.kernels.peak import add_scaled, products_in_cache
 from gpt2.kernels.threads import available_threads, set_threads
 from gpt2.layout import parameter_layout
-from gpt2.model import GPT2
+from gpt2.memory import require
+from gpt2.model import GPT2, activation_layout
 from gpt2.optimizer import AdamW
 
 PHASES = ("forward", "backward", "update")
+# Numbers in the two arrays that memory's speed is measured with.
+_PEAK_NUMBERS = 1 << 27
 UPDATE = ("adamw_update", "sum_of_squares")
 
 
@@ -126,8 +130,8 @@ def _work(name, arrays, activations):
 def peaks():
     """Measures (floating-point operations a second, bytes a second) at best, on the threads that are set."""
     rng = np.random.default_rng(0)
-    a, b, c = rng.standard_normal((3, 2 * available_threads(), 192, 192), dtype=np.float32)
-    out, inp = np.ones((2, 1 << 26), np.float32)
+    a, b, c = rng.standard_normal((3, 2 * numba.get_num_threads(), 192, 192), dtype=np.float32)
+    out, inp = np.ones((2, _PEAK_NUMBERS // 2), np.float32)
     flops = [2 * 192 * a.size * 20 / _seconds(products_in_cache, c, a, b, 20) for _ in range(20)]
     rates = [3 * out.nbytes / _seconds(add_scaled, out, inp) for _ in range(6)]
     return max(flops), max(rates)
@@ -199,7 +203,12 @@ def main(arguments=None):
     if min(options.batch_size, options.seq_len, options.steps) < 1:
         raise UserError("--batch-size, --seq-len and --steps start at 1")
     set_threads(options.threads)
-    profile(PRESETS[options.size], options.batch_size, options.seq_len, options.steps)
+    config = PRESETS[options.size]
+    if options.seq_len > config.maxT:
+        raise UserError(f"--seq-len {options.seq_len}: the model's positions end at {config.maxT}")
+    numbers = 4 * parameter_layout(config).size + activation_layout(config, options.batch_size, options.seq_len).size
+    require(4 * (numbers + _PEAK_NUMBERS), f"--size {options.size} at -b {options.batch_size} -t {options.seq_len}")
+    profile(config, options.batch_size, options.seq_len, options.steps)
 
 
 if __name__ == "__main__":

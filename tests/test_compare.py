@@ -69,17 +69,19 @@ def test_an_entry_is_strict_json_with_the_row_in_it(entry):
 def test_results_replace_their_row_and_keep_the_others(tmp_path):
     path = tmp_path / "results" / "compare.json"
     assert compare.read_results(path) == {}
-    compare.write_results(path, {"baby-12x64": 1, "124M-4x64": 2})
+    first, second, third = ({"ours": number, "pytorch": {}, "bare": {}} for number in (1, 2, 3))
+    compare.write_results(path, {"baby-12x64": first, "124M-4x64": second})
     results = compare.read_results(path)
-    compare.write_results(path, results | {"baby-12x64": 3})
-    assert list(compare.read_results(path).items()) == [("124M-4x64", 2), ("baby-12x64", 3)]
+    compare.write_results(path, results | {"baby-12x64": third})
+    assert list(compare.read_results(path).items()) == [("124M-4x64", second), ("baby-12x64", third)]
 
 
 def test_spoilt_results_are_named(tmp_path):
     path = tmp_path / "compare.json"
-    path.write_text("{")
-    with pytest.raises(UserError, match=r"compare\.json: not JSON"):
-        compare.read_results(path)
+    for text, message in (("{", "not JSON"), ("[]", "not what"), ('{"124M-4x64": {}}', "not what")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"compare\.json: {message}"):
+            compare.read_results(path)
 
 
 def test_table_marks_missed_targets(entry):

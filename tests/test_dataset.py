@@ -126,7 +126,7 @@ def test_only_tiny_shakespeare_itself_has_its_name(data_dir, tmp_path):
     ]
     other = tmp_path / "tiny_shakespeare.txt"
     other.write_text(TINY + "more")
-    with pytest.raises(UserError, match="not TinyShakespeare, as its name says"):
+    with pytest.raises(UserError, match="not the text that the trainer knows as tiny_shakespeare"):
         dataset.prepare(other, data_dir)
 
 

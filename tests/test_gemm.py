@@ -101,3 +101,22 @@ def test_a_single_row_may_have_any_stride():
     row, matrix, out = rng.standard_normal(5), rng.standard_normal((5, 3)), np.empty((1, 3))
     product(out, row, matrix)
     assert_close(out[0], row @ matrix, 1e-14)
+
+
+@compiled_only
+@pytest.mark.parametrize(("M", "N", "K"), [(0, 3, 4), (2, 0, 4), (2, 3, 0)])
+def test_gemm_of_nothing(M, N, K):
+    c = np.arange(M * N, dtype=np.float32).reshape(M, N)
+    expected = 0.5 * c
+    product(c, np.ones((M, K), np.float32), np.ones((K, N), np.float32), False, False, 1.0, 0.5)
+    assert np.array_equal(c, expected)
+
+
+def test_kernels_of_nothing_return():
+    matmul_forward(np.zeros((0, 5)), np.zeros((0, 3)), np.zeros((5, 3)), np.zeros(5))
+
+
+@compiled_only
+def test_a_transposed_matrix_is_refused():
+    with pytest.raises(ValueError, match="matmul_forward: an array's rows are not contiguous"):
+        matmul_forward(np.zeros((2, 5)), np.zeros((2, 3)), np.zeros((3, 5)).T, np.zeros(5))

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 
@@ -290,3 +292,55 @@ def test_after_a_refusal_of_memory_the_model_still_works(monkeypatch):
         model.forward(np.ones((2, 90), int))
     monkeypatch.undo()
     np.testing.assert_array_equal(model.logits([[1, 2, 3]]), expected)
+
+
+@pytest.mark.parametrize("told", [0, np.False_, False])
+def test_whatever_is_false_overwrites_all_gradients(told):
+    model, tokens, targets, expected = _with_gradients()
+    model.grads_flat.fill(np.nan)
+    model.forward(tokens, targets, accumulate=told)
+    model.backward()
+    assert_close(model.grads_flat, expected, 1e-12)
+
+
+def test_what_becomes_of_the_callers_tokens_does_not_matter():
+    model, tokens, targets, expected = _with_gradients()
+    tokens, targets = tokens.astype(np.int32), targets.astype(np.int32)
+    model.zero_grad()
+    model.forward(tokens, targets)
+    tokens.fill(2**30)
+    targets.fill(2**30)
+    model.backward()
+    assert_close(model.grads_flat, expected, 1e-12)
+
+
+def test_a_forward_that_was_told_of_a_backward_must_have_it():
+    model, tokens, targets, expected = _with_gradients()
+    model.forward(tokens, targets, accumulate=True)
+    for accumulate in (None, True):
+        with pytest.raises(RuntimeError, match=r"backward\(\) must follow"):
+            model.forward(tokens, targets, accumulate=accumulate)
+    model.zero_grad()
+    model.forward(tokens, targets, accumulate=True)
+    model.backward()
+    assert_close(model.grads_flat, expected, 1e-12)
+
+
+def test_a_copy_is_a_model_of_its_own():
+    model = _with_gradients()[0]
+    other = copy.deepcopy(model)
+    assert np.array_equal(other.params_flat, model.params_flat)
+    other.params_flat.fill(0)
+    assert not other.params["wte"].any() and model.params["wte"].any()
+    assert not other.grads_flat.any()
+
+
+def _with_gradients():
+    """A model in float64, a batch, and the gradients of the batch."""
+    model = GPT2(TINY, dtype=np.float64)
+    rng = np.random.default_rng(12)
+    randomise(model, rng)
+    tokens, targets = random_batch(TINY, 2, 5, rng)
+    model.forward(tokens, targets)
+    model.backward()
+    return model, tokens, targets, model.grads_flat.copy()

@@ -1,4 +1,4 @@
-"""The product on processors without AVX-512: the same sources, compiled for less than this machine has."""
+"""The kernels on processors without AVX-512: the same sources, compiled for less than this machine has."""
 
 import os
 import pathlib
@@ -17,12 +17,12 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
     ("name", "features", "vector_bytes"),
     [("haswell", "+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2", 32), ("nehalem", "+sse4.2", 16)],
 )
-def test_the_product_with_shorter_vectors_and_fewer_registers(name, features, vector_bytes):
+def test_the_kernels_with_shorter_vectors_and_fewer_registers(name, features, vector_bytes):
     script = (
         "import sys, pytest\n"
         "from gpt2.kernels import simd\n"
         f"assert (simd.VECTOR_BYTES, simd.TILE_ROWS) == ({vector_bytes}, 4), simd.VECTOR_BYTES\n"
-        "tests = ['tests/test_gemm.py', 'tests/test_gelu.py']\n"
+        "tests = [f'tests/test_{name}.py' for name in ('gemm', 'gelu', 'attention', 'classifier', 'fastmath')]\n"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'not concurrent', *tests]))\n"
     )
     run = subprocess.run(

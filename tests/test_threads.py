@@ -30,8 +30,7 @@ def train(n, B=3, T=101, steps=3):
     results = []
     for _ in range(steps):
         tokens, targets = random_batch(CONFIG, B, T, rng)
-        results.append(model.forward(tokens, targets))
-        model.zero_grad()
+        results.append(model.forward(tokens, targets, accumulate=False))
         model.backward()
         results += [gradient_norm(model), model.grads_flat.tobytes()]
         optimizer.step(1e-2)

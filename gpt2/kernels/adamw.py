@@ -15,7 +15,7 @@ def adamw_update(params, grads, m, v, lr, beta1, beta2, eps, weight_decay, grad_
 
     params, grads, m, v (n,). lr, beta1, beta2, eps, weight_decay: the usual scalars. grad_scale: factor for the
     gradient, for clipping. step: counts from 1, for the correction of the bias towards zero. Returns the sum of the
-    squares of grads, added up in their own type in each block, in float64 from block to block.
+    squares of grads, added up in float64.
     """
     n = params.size
     real = params.dtype.type
@@ -26,9 +26,9 @@ def adamw_update(params, grads, m, v, lr, beta1, beta2, eps, weight_decay, grad_
     for block in prange(squares.size):
         start, stop = block * _BLOCK, (block + 1) * _BLOCK
         p, dp, first, second = params[start:stop], grads[start:stop], m[start:stop], v[start:stop]
-        total = real(0)
+        total = 0.0
         for i in range(p.size):
-            total += dp[i] * dp[i]
+            total += np.float64(dp[i]) * np.float64(dp[i])
             g = dp[i] * scale
             first[i] = b1 * first[i] + rest1 * g
             second[i] = b2 * second[i] + rest2 * (g * g)

@@ -21,15 +21,17 @@ def attention_scratch_shape(B, T, NH):
 
 
 @inline
-def _scores(panel, queries, keys, first):
-    """panel[i,j] = queries[i] . keys[j] / sqrt(HS), -infinity where key j is in the future of query first + i.
-
-    panel (rows,stop), queries (rows,HS), keys (stop,HS).
-    """
+def _scores(panel, queries, keys):
+    """panel[i,j] = queries[i] . keys[j] / sqrt(HS): panel (rows,stop), queries (rows,HS), keys (stop,HS)."""
     gemm(panel, queries, keys, False, True, 1.0 / np.sqrt(queries.shape[1]), 0.0)
-    for i in range(panel.shape[0]):
-        for j in range(first + i + 1, panel.shape[1]):
-            panel[i, j] = -np.inf
+
+
+@inline
+def _mask(row, first, past):
+    """Sets the future in a row of scores to -infinity: what follows the first `past`, which are more than `first`."""
+    future = row.dtype.type(-np.inf)
+    for j in range(first, row.size):
+        row[j] = row[j] if j < past else future
 
 
 @product_kernel
@@ -51,17 +53,19 @@ def attention_forward(atty, lse, qkv, scratch):
         for first in range(0, T, _QUERIES):
             stop = min(T, first + _QUERIES)
             panel = scratch[task, 0, : stop - first, :stop]
-            _scores(panel, q[first:stop], k[:stop], first)
+            _scores(panel, q[first:stop], k[:stop])
             for i in range(stop - first):
                 row = scratch[task, 0, i, :stop]
+                _mask(row, first, first + i + 1)
                 highest = maximum(row)
                 total = row.dtype.type(0)
-                for j in range(stop):
+                for j in range(row.size):
                     row[j] = exp(row[j] - highest)
                     total += row[j]
                 lse[b, h, first + i] = highest + np.log(total)
-                for j in range(stop):
-                    row[j] /= total
+                scale = row.dtype.type(1) / total
+                for j in range(row.size):
+                    row[j] *= scale
             gemm(out[first:stop], panel, v[:stop], False, False, 1.0, 0.0)
 
 
@@ -86,27 +90,36 @@ def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
         dk = dqkv[b, :, C + h * HS : C + (h + 1) * HS]
         dv = dqkv[b, :, 2 * C + h * HS : 2 * C + (h + 1) * HS]
         dout = datty[b, :, h * HS : (h + 1) * HS]
-        for t in range(T):
-            for c in range(HS):
-                dk[t, c] = np.float32(0)
-                dv[t, c] = np.float32(0)
         for first in range(0, T, _QUERIES):
             stop = min(T, first + _QUERIES)
             p = scratch[task, 0, : stop - first, :stop]
             ds = scratch[task, 1, : stop - first, :stop]
-            _scores(p, q[first:stop], k[:stop], first)
+            _scores(p, q[first:stop], k[:stop])
             for i in range(stop - first):
                 row, row_lse = scratch[task, 0, i, :stop], lse[b, h, first + i]
-                for j in range(stop):
+                _mask(row, first, first + i + 1)
+                for j in range(row.size):
                     row[j] = exp(row[j] - row_lse)
-            gemm(dv[:stop], p, dout[first:stop], True, False, 1.0, 1.0)
+            _add_transposed(dv, p, dout[first:stop], first, 1.0)
             gemm(ds, dout[first:stop], v[:stop], False, True, 1.0, 0.0)
             for i in range(stop - first):
                 p_row, ds_row = scratch[task, 0, i, :stop], scratch[task, 1, i, :stop]
+                dout_row = datty[b, first + i, h * HS : (h + 1) * HS]
+                out_row = atty[b, first + i, h * HS : (h + 1) * HS]
                 d = ds.dtype.type(0)
-                for c in range(h * HS, (h + 1) * HS):
-                    d += datty[b, first + i, c] * atty[b, first + i, c]
+                for c in range(HS):
+                    d += dout_row[c] * out_row[c]
                 for j in range(stop):
                     ds_row[j] = p_row[j] * (ds_row[j] - d)
             gemm(dq[first:stop], ds, k[:stop], False, False, scale, 0.0)
-            gemm(dk[:stop], ds, q[first:stop], True, False, scale, 1.0)
+            _add_transposed(dk, ds, q[first:stop], first, scale)
+
+
+@inline
+def _add_transposed(out, panel, rows, first, scale):
+    """Adds scale panel^T rows to out[:stop]; from row `first` on, it is the first to write there.
+
+    out (T,HS). panel (n,stop). rows (n,HS).
+    """
+    gemm(out[:first], panel[:, :first], rows, True, False, scale, 1.0)
+    gemm(out[first : panel.shape[1]], panel[:, first:], rows, True, False, scale, 0.0)

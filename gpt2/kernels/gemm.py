@@ -64,6 +64,14 @@ def product_kernel(function):
     @functools.wraps(compiled)
     def launch(*arguments):
         _link(arguments[0].dtype)
+        for array in arguments:
+            if (
+                isinstance(array, np.ndarray)
+                and array.strides[-1] != array.itemsize
+                and array.size
+                and array.shape[-1] > 1
+            ):
+                raise ValueError(f"{function.__name__}: an array's rows are not contiguous; copy it, or its transpose")
         return compiled(*arguments)
 
     return launch
@@ -115,12 +123,12 @@ def _product(M, N, K, c_address, c_row, a_address, a_row, b_address, b_row, tran
     b = matrix(alpha, b_address, b_row, N, K) if transpose_b else matrix(alpha, b_address, b_row, K, N)
     panel, block, edge = stack_array(c, _PANEL), stack_array(c, _BLOCK), stack_array(c, _EDGE)
     vector = VECTOR_BYTES // c.itemsize
-    pieces = (K + _DEPTH - 1) // _DEPTH
+    pieces = max(1, (K + _DEPTH - 1) // _DEPTH)
     # Pieces of equal depth, but for the last: a multiple of a vector, for the transposition of b.
-    step = ((K + pieces - 1) // pieces + vector - 1) // vector * vector
+    step = max(vector, ((K + pieces - 1) // pieces + vector - 1) // vector * vector)
     for top in range(0, M, _HEIGHT):
         height = min(_HEIGHT, M - top)
-        for k in range(0, K, step):
+        for k in range(0, max(1, K), step):
             depth = min(step, K - k)
             keep = beta if k == 0 else c.dtype.type(1)
             if transpose_a:

@@ -19,8 +19,13 @@ FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
 # LLVM prefers vectors of 32 bytes to AVX-512's 64 for loops like the kernels', which they make slower.
 _FEATURES = llvmlite.binding.get_host_cpu_features().flatten()
-if numba.config.CPU_FEATURES is None and numba.config.CPU_NAME is None and "+avx512f" in _FEATURES.split(","):
+_choice = numba.config.CPU_FEATURES, numba.config.CPU_NAME, numba.config.ENABLE_AVX
+if _choice == (None, None, 1) and "+avx512f" in _FEATURES.split(","):
     numba.config.CPU_FEATURES = f"{_FEATURES},-prefer-256-bit"
+
+
+# Numba's settings that change the code it makes.
+_CODE_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
 
 
 def _cache_key():
@@ -32,12 +37,13 @@ def _cache_key():
         key.update(importlib.metadata.version(package).encode())
     key.update(f"{sys.version} {llvmlite.binding.get_host_cpu_name()} {numba.config.CPU_NAME}".encode())
     key.update(f"{_FEATURES} {numba.config.CPU_FEATURES}".encode())
+    key.update(repr([getattr(numba.config, name) for name in _CODE_SETTINGS]).encode())
     return key.hexdigest()[:16]
 
 
 def _cache_folder():
     """Returns a private, writable folder for the compiled kernels, or None."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     roots = [pathlib.Path(__file__).parent / "__pycache__", pathlib.Path(user_cache) / "gpt2-kernels"]
     if numba.config.CACHE_DIR:
         roots.insert(0, pathlib.Path(numba.config.CACHE_DIR))

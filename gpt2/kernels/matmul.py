@@ -9,24 +9,25 @@ from numba import prange
 
 from gpt2.kernels.gelu import gelu_backward, gelu_forward
 from gpt2.kernels.gemm import gemm, product_kernel
-from gpt2.kernels.jit import inline, kernel
+from gpt2.kernels.jit import inline
 
 # Rows and columns of a task of a product whose depth is the layer's width; of the gradient of a weight, whose depth is
 # the batch.
 _ROWS, _COLUMNS = 256, 192
 _WEIGHT_ROWS, _WEIGHT_COLUMNS = 192, 384
-# Columns of dout whose sum over all rows one task makes.
-_CHANNELS = 128
 
 
 @inline
 def _cut(rows, columns, most_rows, most_columns):
-    """Returns (tasks, tasks side by side, rows of a task, columns of a task): equal, at least four if they can be."""
+    """Returns (tasks, tasks side by side, rows of a task, columns of a task), the parts of equal size.
+
+    There are four tasks or more, and few are an even number, unless that made them lower than 64 rows.
+    """
     across = (columns + most_columns - 1) // most_columns
-    down = (rows + most_rows - 1) // most_rows
-    while across * down < 4 and rows >= 64 * down:
-        down *= 2
-    # No tile is higher than 16 rows, and a loop over columns takes up to 64 of them in one go.
+    down = max(1, (rows + most_rows - 1) // most_rows)
+    while rows >= 64 * (down + 1) and (across * down < 4 or (across * down < 16 and across * down % 2 == 1)):
+        down += 1
+    # Whole tiles, but for the last part; a loop over columns takes up to 64 of them in one go.
     height, width = _part(rows, down, 16), _part(columns, across, 64)
     across = (columns + width - 1) // width
     return (rows + height - 1) // height * across, across, height, width
@@ -110,8 +111,7 @@ def matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta=1.0):
     inp (N,C). weight (OC,C).
     """
     matmul_nn(dinp, dout, weight)
-    matmul_tn(dweight, dout, inp, beta)
-    bias_backward(dbias, dout)
+    matmul_parameters_backward(dweight, dbias, dout, inp, beta)
 
 
 @product_kernel
@@ -141,6 +141,22 @@ def gelu_matmul_nn(dpre, act, dout, pre, weight):
 
 
 @product_kernel
+def matmul_parameters_backward(dweight, dbias, dout, inp, beta):
+    """matmul_tn, and dbias += the sum of dout's rows: dbias (OC,)."""
+    tasks, across, height, width = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)
+    for task in prange(tasks):
+        row, column = task // across * height, task % across * width
+        part = dweight[row : row + height, column : column + width]
+        gemm(part, dout[:, row : row + height], inp[:, column : column + width], True, False, 1.0, beta)
+        if column == 0:
+            total = dbias[row : row + height]
+            for n in range(dout.shape[0]):
+                dout_part = dout[n, row : row + height]
+                for c in range(total.size):
+                    total[c] += dout_part[c]
+
+
+@product_kernel
 def matmul_tn(dweight, dout, inp, beta):
     """dweight = dout.T @ inp + beta * dweight: dweight (OC,C), dout (N,OC), inp (N,C). With beta 0, it is not read."""
     tasks, across, height, width = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)
@@ -148,16 +164,3 @@ def matmul_tn(dweight, dout, inp, beta):
         row, column = task // across * height, task % across * width
         part = dweight[row : row + height, column : column + width]
         gemm(part, dout[:, row : row + height], inp[:, column : column + width], True, False, 1.0, beta)
-
-
-@kernel
-def bias_backward(dbias, dout):
-    """dbias += the sum of dout's rows: dbias (OC,), dout (N,OC)."""
-    N, OC = dout.shape
-    for block in prange((OC + _CHANNELS - 1) // _CHANNELS):
-        start, stop = block * _CHANNELS, (block + 1) * _CHANNELS
-        total = dbias[start:stop]
-        for n in range(N):
-            row = dout[n, start:stop]
-            for c in range(total.size):
-                total[c] += row[c]
