@@ -32,8 +32,8 @@ CLASSIFIER_ROWS = 256
 def activation_layout(config, B, T):
     """What a forward pass keeps for the backward pass, layer by layer, then scratch.
 
-    The layernorms' outputs are not kept: the backward pass makes them again. The logits lie where one layer's scratch
-    does (see scratch_layout), in "shared": neither is needed while the other is.
+    The outputs of layernorms and of attention are not kept: the backward pass makes them again. The logits lie where
+    one layer's scratch does (see scratch_layout), in "shared": neither is needed while the other is.
     """
     C, L, NH, N = config.C, config.L, config.NH, B * T
     return Layout(
@@ -43,7 +43,6 @@ def activation_layout(config, B, T):
             "ln1_rstd": (L, N),
             "qkv": (L, B, T, 3 * C),
             "lse": (L, B, NH, T),
-            "atty": (L, B, T, C),
             "residual2": (L, N, C),
             "ln2_mean": (L, N),
             "ln2_rstd": (L, N),
@@ -55,6 +54,7 @@ def activation_layout(config, B, T):
             "logits_lse": (N,),
             "losses": (N,),
             "ln": (N, C),
+            "atty": (B, T, C),
             "dresidual": (N, C),
             "dnarrow": (N, C),
             "shared": (max(math.prod(logits_shape(config, N)), scratch_layout(config, B, T).size),),
@@ -220,12 +220,12 @@ class GPT2:
         B, T = tokens.shape
         N, C = a["encoded"].shape
         encoder_forward(a["encoded"].reshape(B, T, C), tokens, p["wte"], p["wpe"])
-        residual, ln = a["encoded"], a["ln"]
+        residual, ln, atty = a["encoded"], a["ln"], a["atty"].reshape(N, C)
         for l in range(L):
             layernorm_forward(ln, a["ln1_mean"][l], a["ln1_rstd"][l], residual, p["ln1w"][l], p["ln1b"][l])
             matmul_forward(a["qkv"][l].reshape(N, 3 * C), ln, p["qkvw"][l], p["qkvb"][l])
-            attention_forward(a["atty"][l], a["lse"][l], a["qkv"][l], a["attention_scratch"])
-            atty, residual2, residual3 = a["atty"][l].reshape(N, C), a["residual2"][l], a["residual3"][l]
+            attention_forward(a["atty"], a["lse"][l], a["qkv"][l], a["attention_scratch"])
+            residual2, residual3 = a["residual2"][l], a["residual3"][l]
             matmul_residual_forward(residual2, residual, atty, p["attprojw"][l], p["attprojb"][l])
             layernorm_forward(ln, a["ln2_mean"][l], a["ln2_rstd"][l], residual2, p["ln2w"][l], p["ln2b"][l])
             matmul_gelu_forward(a["fch_gelu"], a["fch"][l], ln, p["fcw"][l], p["fcb"][l])
@@ -258,10 +258,11 @@ class GPT2:
             layernorm_forward(ln, mean, rstd, residual, p["ln2w"][l], p["ln2b"][l])
             matmul_backward(dnarrow, g["fcw"][l], g["fcb"][l], dfch, ln, p["fcw"][l], beta)
             layernorm_backward(dresidual, g["ln2w"][l], g["ln2b"][l], dnarrow, residual, p["ln2w"][l], mean, rstd)
-            atty, lse = a["atty"][l], a["lse"][l]
-            flat = atty.reshape(N, C)
-            matmul_backward(dnarrow, g["attprojw"][l], g["attprojb"][l], dresidual, flat, p["attprojw"][l], beta)
-            attention_backward(a["dqkv"], dnarrow.reshape(B, T, C), a["qkv"][l], atty, lse, a["attention_scratch"])
+            matmul_nn(dnarrow, dresidual, p["attprojw"][l])
+            datty, scratch = dnarrow.reshape(B, T, C), a["attention_scratch"]
+            attention_backward(a["dqkv"], datty, a["qkv"][l], a["atty"], a["lse"][l], scratch)
+            atty = a["atty"].reshape(N, C)
+            matmul_parameters_backward(g["attprojw"][l], g["attprojb"][l], dresidual, atty, beta)
             residual = a["residual3"][l - 1] if l else a["encoded"]
             mean, rstd = a["ln1_mean"][l], a["ln1_rstd"][l]
             layernorm_forward(ln, mean, rstd, residual, p["ln1w"][l], p["ln1b"][l])

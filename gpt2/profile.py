@@ -117,8 +117,8 @@ def _work(name, arrays, activations):
         weight = next(array for array in arrays if array.ndim == 2 and not any(array is other for other in activations))
         return 2 * weight.size * activations[0].shape[0], 0
     if name.startswith("attention"):
-        # Two products forward, five backward, for T (T + 1) / 2 pairs of positions each.
-        products, (B, T, C) = (2, arrays[0].shape) if name.endswith("forward") else (5, arrays[1].shape)
+        # Two products forward, six backward, for T (T + 1) / 2 pairs of positions each.
+        products, (B, T, C) = (2, arrays[0].shape) if name.endswith("forward") else (6, arrays[1].shape)
         return products * B * T * (T + 1) * C, 0
     if name == "adamw_update":  # of its four arrays it writes three back
         return 0, 7 * arrays[0].nbytes

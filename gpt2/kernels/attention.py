@@ -1,7 +1,8 @@
 """Causal self-attention, a block of query rows at a time: no (T, T) matrix, one log-sum-exp kept for each row.
 
 The scores of _QUERIES rows against all keys up to the last of them are one product; the softmax works on that panel,
-and the backward pass makes the panel again from the kept log-sum-exp (Dao et al., FlashAttention, 2022, appendix B).
+and the backward pass makes the panel again from the kept log-sum-exp (Dao et al., FlashAttention, 2022, appendix B),
+and the output from the panel: one product more in place of an array for each layer.
 One task is one head of one sequence.
 """
 
@@ -71,10 +72,10 @@ def attention_forward(atty, lse, qkv, scratch):
 
 @product_kernel
 def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
-    """Gradient of attention_forward's qkv.
+    """Gradient of attention_forward's qkv, and its output, atty, once more.
 
-    dqkv (B,T,3C) =. datty (B,T,C). qkv, atty, lse: as given to and left by the forward pass. scratch: see
-    attention_scratch_shape. With P the softmax, dP = datty v^T and D[i] = datty[i] . atty[i]:
+    dqkv (B,T,3C) =. datty (B,T,C). qkv, lse: as given to and left by the forward pass. atty (B,T,C) =. scratch: see
+    attention_scratch_shape. With P the softmax, dP = datty v^T and D[i] = sum_j P[i,j] dP[i,j]:
     dv = P^T datty, dS = P (dP - D), dq = dS k / sqrt(HS), dk = dS^T q / sqrt(HS).
     """
     B, NH, T = lse.shape
@@ -89,7 +90,7 @@ def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
         dq = dqkv[b, :, h * HS : (h + 1) * HS]
         dk = dqkv[b, :, C + h * HS : C + (h + 1) * HS]
         dv = dqkv[b, :, 2 * C + h * HS : 2 * C + (h + 1) * HS]
-        dout = datty[b, :, h * HS : (h + 1) * HS]
+        out, dout = atty[b, :, h * HS : (h + 1) * HS], datty[b, :, h * HS : (h + 1) * HS]
         for first in range(0, T, _QUERIES):
             stop = min(T, first + _QUERIES)
             p = scratch[task, 0, : stop - first, :stop]
@@ -100,15 +101,14 @@ def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
                 _mask(row, first, first + i + 1)
                 for j in range(row.size):
                     row[j] = exp(row[j] - row_lse)
+            gemm(out[first:stop], p, v[:stop], False, False, 1.0, 0.0)
             _add_transposed(dv, p, dout[first:stop], first, 1.0)
             gemm(ds, dout[first:stop], v[:stop], False, True, 1.0, 0.0)
             for i in range(stop - first):
                 p_row, ds_row = scratch[task, 0, i, :stop], scratch[task, 1, i, :stop]
-                dout_row = datty[b, first + i, h * HS : (h + 1) * HS]
-                out_row = atty[b, first + i, h * HS : (h + 1) * HS]
                 d = ds.dtype.type(0)
-                for c in range(HS):
-                    d += dout_row[c] * out_row[c]
+                for j in range(stop):
+                    d += p_row[j] * ds_row[j]
                 for j in range(stop):
                     ds_row[j] = p_row[j] * (ds_row[j] - d)
             gemm(dq[first:stop], ds, k[:stop], False, False, scale, 0.0)
