@@ -19,8 +19,9 @@ def parse_arguments(arguments=None):
     add(
         "--init",
         default="gpt2",
-        metavar="gpt2|scratch|FILE.bin|DIR",
-        help="start from GPT-2 124M's released weights, from random ones, a model file, or a Hugging Face folder",
+        metavar="NAME|FILE.bin|DIR|scratch",
+        help="start from released weights (gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or OWNER/NAME on the "
+        "Hugging Face hub), a model file, a Hugging Face folder, or random weights",
     )
     files = {"nargs": "+", "metavar": "FILE", "default": argparse.SUPPRESS}
     add("--train-data", **files, help="token files or globs (default: what prepro_tinyshakespeare.py made)")

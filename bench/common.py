@@ -2,6 +2,8 @@
 
 A worker gets its job as one argument, JSON: `model` (path of a file in llm.c's format), `sizes` (of gpt2.GPT2Config),
 `B`, `T`, `threads`, `warmup_steps`, `steps` (timed ones), and PyTorch's worker `mode` besides ("eager" or "compile").
+A worker that generates gets `cases` (see generate.CASES) in place of what is about steps, and `folder`, the model once
+more in Hugging Face's form.
 """
 
 import json
@@ -15,6 +17,7 @@ import numpy as np
 SEED = 1337
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.1  # of matrices and embeddings only
+WARMUP_TOKENS = 8
 
 
 def read_job():
@@ -39,6 +42,23 @@ def time_steps(step, job):
         returned.append(step())
         milliseconds.append(1e3 * (time.perf_counter() - start))
     return milliseconds[job["warmup_steps"] :], returned
+
+
+def time_cases(generate, job):
+    """Calls `generate(prompt, new)`, which returns (seconds, tokens (B,new)), for each case, after a short warm-up.
+
+    Returns (dict of case -> seconds, dict of case -> list of each sample's tokens). Prompts are int64
+    (B,prompt), random, the same for all samples and in every process.
+    """
+    seconds, tokens = {}, {}
+    for name, case in job["cases"].items():
+        prompt = (
+            np.random.default_rng(SEED).integers(0, job["sizes"]["V"], (1, case["prompt"])).repeat(case["B"], axis=0)
+        )
+        generate(prompt, min(case["new"], WARMUP_TOKENS))
+        seconds[name], generated = generate(prompt, case["new"])
+        tokens[name] = generated.tolist()
+    return seconds, tokens
 
 
 def answer(modules, **measured):

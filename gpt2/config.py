@@ -50,4 +50,5 @@ PRESETS = {
     "gpt2-medium": GPT2Config(L=24, NH=16, C=1024),
     "gpt2-large": GPT2Config(L=36, NH=20, C=1280),
     "gpt2-xl": GPT2Config(L=48, NH=25, C=1600),
+    "distilgpt2": GPT2Config(L=6),
 }

@@ -26,15 +26,15 @@ class DataLoader:
         if B < 1 or T < 1:
             raise UserError(f"a batch of {B} x {T} tokens; both must be at least 1")
         self.B, self.T = B, T
-        self._shards = []
+        self.shards = []
         self._shard_batches = []
         for path in _expand(patterns):
             tokens = _open_tokens(path, V)
             if tokens.size < B * T + 1:
                 raise UserError(f"{path}: {tokens.size:,} tokens, a batch of {B} x {T} takes at least {B * T + 1:,}")
-            self._shards.append(tokens)
+            self.shards.append(tokens)
             self._shard_batches.append((tokens.size - 1) // (B * T))
-        self.num_tokens = sum(tokens.size for tokens in self._shards)
+        self.num_tokens = sum(tokens.size for tokens in self.shards)
         self.num_batches = sum(self._shard_batches)
         self.reset()
 
@@ -42,11 +42,11 @@ class DataLoader:
         """Returns (tokens, targets), int32 (B, T) each; both are views of one new array of B*T+1 tokens."""
         epoch, shard, batch = self._position
         size = self.B * self.T
-        window = self._shards[shard][batch * size : (batch + 1) * size + 1].astype(np.int32)
+        window = self.shards[shard][batch * size : (batch + 1) * size + 1].astype(np.int32)
         batch += 1
         if batch == self._shard_batches[shard]:
             shard, batch = shard + 1, 0
-        if shard == len(self._shards):
+        if shard == len(self.shards):
             epoch, shard = epoch + 1, 0
         self._position = epoch, shard, batch
         return window[:-1].reshape(self.B, self.T), window[1:].reshape(self.B, self.T)
@@ -63,7 +63,7 @@ class DataLoader:
     @position.setter
     def position(self, value):
         epoch, shard, batch = value
-        if epoch < 0 or not 0 <= shard < len(self._shards) or not 0 <= batch < self._shard_batches[shard]:
+        if epoch < 0 or not 0 <= shard < len(self.shards) or not 0 <= batch < self._shard_batches[shard]:
             raise UserError(f"position {tuple(value)} is not in these token files; have they or the batch changed?")
         self._position = epoch, shard, batch
 

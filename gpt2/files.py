@@ -31,7 +31,7 @@ def atomic_write(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise from_os_error(error, path) from error
     finally:
@@ -86,9 +86,10 @@ def _umask():
     return mask
 
 
-def _sync_folder(folder):
+def sync(path):
+    """Has what was written to a file, or which names a folder holds, put on the disk. Raises OSError."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -1,28 +1,25 @@
-"""Hugging Face's GPT-2: model folders read into the flat array, and the published weights fetched from the hub."""
+"""Hugging Face's folders with GPT-2: config.json and model.safetensors, read into the flat array and written."""
 
 import json
+import math
 import pathlib
 import re
-import sys
 
-import huggingface_hub
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from gpt2.checkpoint import load_model, save_model
-from gpt2.config import PRESETS, GPT2Config
-from gpt2.errors import UnavailableError, UserError
-from gpt2.files import open_to_read, sha256
+from gpt2.checkpoint import STORED, read_floats, write_floats
+from gpt2.config import GPT2Config
+from gpt2.errors import UserError
+from gpt2.files import open_to_read
 from gpt2.layout import parameter_layout
 from gpt2.memory import allocate
 
-REPOSITORY = "openai-community/gpt2"
-REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
-WEIGHTS_SHA256 = "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"
-# The hub's own command, which stands beside the Python that runs this.
-FETCH_COMMAND = f"{pathlib.Path(sys.executable).with_name('hf')} download {REPOSITORY} {WEIGHTS} --revision {REVISION}"
-PROBE_SECONDS = 5
+# Where a folder without it has its weights, in forms that are not read.
+OTHER_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 # Our name -> Hugging Face's; {} is the layer.
 FOREIGN_NAMES = {
@@ -44,7 +41,10 @@ FOREIGN_NAMES = {
     "lnfb": "ln_f.bias",
 }
 TRANSPOSED = {"qkvw", "attprojw", "fcw", "fcprojw"}  # stored (in, out), ours are (out, in)
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+PREFIX = "transformer."  # before the names in a model with a head, of which there are files with and without
 HEAD = "lm_head.weight"
+BLOCK = 256  # rows and columns transposed at a time
 MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # constants, not parameters
 
 # Our size -> its key in config.json.
@@ -55,65 +55,47 @@ ARCHITECTURE = {
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
 
 
-def load_gpt2(data_dir):
-    """Loads GPT-2 124M from `data_dir`/gpt2_124M.bin, which is made from the hub's weights if it isn't there.
-
-    Returns (GPT2Config, params) as checkpoint.load_model does. Raises what it and fetch_gpt2 raise.
-    """
-    path = pathlib.Path(data_dir) / "gpt2_124M.bin"
-    if path.exists():
-        config, params = load_model(path)
-        if config != PRESETS["gpt2"]:
-            raise UserError(f"{path}: expected GPT-2 124M, found {config}; delete the file to have it made anew")
-        return config, params
-    config = PRESETS["gpt2"]
-    params = _load_weights(fetch_gpt2(), config)
-    save_model(path, config, params)
-    return config, params
-
-
-def fetch_gpt2():
-    """Returns the path of GPT-2 124M's model.safetensors in the hub's cache, downloaded if need be and verified.
-
-    Raises UnavailableError, within seconds if there is no network, saying why the file cannot be had.
-    Raises UserError for a file that is there but corrupt.
-    """
-    file = {"repo_id": REPOSITORY, "filename": WEIGHTS, "revision": REVISION}
-    path = huggingface_hub.try_to_load_from_cache(**file)
-    if not isinstance(path, str):
-        try:
-            # The download itself would try an unreachable hub again and again, for half a minute and with warnings.
-            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(**file), timeout=PROBE_SECONDS)
-            path = huggingface_hub.hf_hub_download(**file)
-        except Exception as error:  # the hub's, its HTTP library's (which one varies by version), the disk's
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise UnavailableError(
-                f"{REPOSITORY}: cannot fetch {WEIGHTS} from the Hugging Face hub: {reason}"
-            ) from error
-    if (found := sha256(path)) != WEIGHTS_SHA256:
-        path = pathlib.Path(path).resolve()  # in the cache the name is a link; what must go is the file behind it
-        raise UserError(f"{path}: corrupt: SHA-256 {found}, expected {WEIGHTS_SHA256}; delete it and try again")
-    return pathlib.Path(path)
-
-
 def load_folder(path):
-    """Reads a Hugging Face GPT-2 model folder: config.json and model.safetensors, stored as float32 or float16.
+    """Reads a Hugging Face GPT-2 model folder: config.json and model.safetensors, in float32, float16 or bfloat16.
 
     Returns (GPT2Config, params) as checkpoint.load_model does. Raises UserError for another architecture, and for a
-    tensor that is missing, unexpected or of the wrong shape.
+    tensor that is missing, unexpected, of the wrong shape, or not finite.
     """
     path = pathlib.Path(path)
-    config = _load_config(path / "config.json")
-    return config, _load_weights(path / WEIGHTS, config)
+    config = read_config(path / CONFIG)
+    for name in OTHER_WEIGHTS:
+        if (path / name).exists() and not (path / WEIGHTS).exists():
+            raise UserError(f"{path}: has {name}, but is read only from one {WEIGHTS}; save it so with transformers")
+    return config, read_weights(path / WEIGHTS, config)
 
 
-def _load_config(path):
+def save_folder(path, config, params, dtype="float32", end_of_text=None):
+    """Writes config.json, generation_config.json and model.safetensors into the folder `path`, which exists.
+
+    params: float32 (parameter_layout(config).size,). dtype: "float32" or "bfloat16". end_of_text: the id of the
+    token that begins and ends a text, None where it is not known. Raises OSError.
+    """
+    path = pathlib.Path(path)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text)
+    sizes = {key: getattr(config, name) for name, key in FOREIGN_SIZES.items()}
+    model = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "torch_dtype": dtype, "n_inner": None}
+    write_json(path / CONFIG, model | sizes | ARCHITECTURE | ends)
+    write_json(path / GENERATION_CONFIG, ends)
+    _write_weights(path / WEIGHTS, config, params, dtype)
+
+
+def write_json(path, fields):
+    """Writes a JSON object as Hugging Face's libraries do. Raises OSError."""
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(path):
+    """Reads a config.json; returns its GPT2Config. Raises UserError if it is not that of a GPT-2 as it is here."""
     with open_to_read(path) as file:
         try:
             fields = json.load(file)
@@ -124,6 +106,8 @@ def _load_config(path):
     # Before all else: another architecture may lack the other keys.
     if fields.get("model_type") != "gpt2":
         raise UserError(f"{path}: model_type is {fields.get('model_type')!r}, only 'gpt2' is supported")
+    if fields.get("activation_function") == "gelu_pytorch_tanh":  # another name of the same function
+        fields["activation_function"] = ARCHITECTURE["activation_function"]
     for key, supported in ARCHITECTURE.items():
         if (value := fields.get(key, supported)) != supported:
             raise UserError(f"{path}: {key} is {value!r}, only {supported!r} is supported")
@@ -141,34 +125,89 @@ def _load_config(path):
     return config
 
 
-def _load_weights(path, config):
+def read_weights(path, config):
+    """Reads a model.safetensors, tensor by tensor. Returns params and raises UserError as `load_folder` does."""
     open_to_read(path).close()  # its errors say more than safetensors' do
     try:
         with safe_open(path, framework="numpy") as file:
             stored = _checked_names(file, path, config)
-            layout = parameter_layout(config)
-            params = allocate(layout.size, np.float32, f"the model in {path}")
-            views = layout.views(params)
-            for name, ours, index, _ in _pieces(config):
-                tensor = file.get_tensor(stored[name])
-                views[ours][index] = tensor.T if ours in TRANSPOSED else tensor
-            if HEAD in stored and not np.array_equal(file.get_tensor(stored[HEAD]), views["wte"][: config.V]):
-                raise UserError(f"{path}: {HEAD} differs from wte.weight, only tied embeddings are supported")
     except SafetensorError as error:
         raise UserError(f"{path}: corrupt, or not a safetensors file: {error}") from error
+    layout = parameter_layout(config)
+    params = allocate(layout.size, np.float32, f"the model in {path}")
+    views = layout.views(params)
+    with open_to_read(path) as file:
+        read = _reader(file, path, stored)
+        for name, ours, index, shape in _pieces(config):
+            if ours in TRANSPOSED:
+                _transpose(views[ours][index], read(name, np.empty(shape, np.float32)))
+            else:
+                read(name, views[ours][index])
+        wte = views["wte"][: config.V]
+        if HEAD in stored and not np.array_equal(read(HEAD, np.empty_like(wte)), wte):
+            raise UserError(f"{path}: {HEAD} differs from wte.weight, only tied embeddings are supported")
     return params
+
+
+def _reader(file, path, stored):
+    """Returns a function (name, out) that reads a tensor into a float32 array, and returns that.
+
+    safetensors has checked the header, but does not read the tensors: NumPy has no bfloat16 to give them in, and the
+    whole file, which it maps, would count as a second model in memory.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    entries = json.loads(file.read(length))
+
+    def read(name, out):
+        entry = entries[stored[name]]
+        file.seek(8 + length + entry["data_offsets"][0])
+        read_floats(file, out.reshape(-1), DTYPES[entry["dtype"]], f"{path}: tensor {name}")
+        return out
+
+    return read
+
+
+def _write_weights(path, config, params, dtype):
+    """Writes a model.safetensors as its tensors come: the library's writer needs all of them in memory at once."""
+    (code,) = (code for code, name in DTYPES.items() if name == dtype)
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, _, _, shape in _pieces(config):
+        start, end = end, end + STORED[dtype].itemsize * math.prod(shape)
+        header[PREFIX + name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
+    views = parameter_layout(config).views(params)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, ours, index, shape in _pieces(config):
+            tensor = views[ours][index]
+            if ours in TRANSPOSED:
+                tensor = _transpose(np.empty(shape, np.float32), tensor)
+            write_floats(file, tensor.reshape(-1), dtype)
+
+
+def _transpose(out, matrix):
+    """Copies the transpose of a matrix into `out`, in blocks that the cache holds; returns `out`."""
+    for row in range(0, out.shape[0], BLOCK):
+        for column in range(0, out.shape[1], BLOCK):
+            rows, columns = slice(row, row + BLOCK), slice(column, column + BLOCK)
+            out[rows, columns] = matrix[columns, rows].T
+    return out
 
 
 def _checked_names(file, path, config):
     """Returns a dict of the names without prefix -> as stored; every tensor the model needs is there and in shape."""
-    stored = {name.removeprefix("transformer."): name for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    stored = {name.removeprefix(PREFIX): name for name in file.keys()}  # noqa: SIM118 (it is no dict)
     if len(stored) < len(file.keys()):
-        raise UserError(f"{path}: holds a tensor twice, with and without the prefix 'transformer.'")
+        raise UserError(f"{path}: holds a tensor twice, with and without the prefix {PREFIX!r}")
     unexpected = {name for name in stored if not MASK.fullmatch(name)}
     for name in unexpected:
-        if (dtype := file.get_slice(stored[name]).get_dtype()) not in ("F32", "F16"):
-            raise UserError(f"{path}: tensor {name} is stored as {dtype}, expected F32 or F16; convert it")
-    unexpected.discard(HEAD)
+        if (dtype := file.get_slice(stored[name]).get_dtype()) not in DTYPES:
+            raise UserError(f"{path}: tensor {name!r} is stored as {dtype}, expected F32, F16 or BF16; convert it")
+    if HEAD in unexpected:
+        unexpected.remove(HEAD)
+        if (found := tuple(file.get_slice(stored[HEAD]).get_shape())) != (config.V, config.C):
+            raise UserError(f"{path}: tensor {HEAD} has shape {found}, expected that of wte.weight")
     for name, _, _, shape in _pieces(config):
         if name not in stored:
             raise UserError(f"{path}: tensor {name} is missing, config.json asks for it")
@@ -176,7 +215,7 @@ def _checked_names(file, path, config):
             raise UserError(f"{path}: tensor {name} has shape {found}, expected {shape}")
         unexpected.remove(name)
     if unexpected:
-        raise UserError(f"{path}: tensor {min(unexpected)} does not belong to a GPT-2 with the sizes in config.json")
+        raise UserError(f"{path}: tensor {min(unexpected)!r} does not belong to a GPT-2 with the sizes in config.json")
     return stored
 
 

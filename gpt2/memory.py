@@ -28,7 +28,8 @@ def available_bytes():
         try:
             statistics = dict(line.split() for line in pathlib.Path(stat).read_text().splitlines())
             # Files that were read and can be forgotten count as used, but make room for who asks.
-            used = int(pathlib.Path(usage).read_text()) - int(statistics["inactive_file"])
+            files = int(statistics["inactive_file"]) + int(statistics["active_file"])
+            used = int(pathlib.Path(usage).read_text()) - files
             available = min(available, int(pathlib.Path(limit).read_text()) - used)
         except (OSError, ValueError, KeyError):  # no such control group, or its limit is "max"
             continue

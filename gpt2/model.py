@@ -1,11 +1,11 @@
 """GPT-2: five flat arrays' worth of model, and its forward and backward pass as a sequence of kernels."""
 
+import functools
 import math
-import pathlib
 
 import numpy as np
 
-from gpt2 import checkpoint, huggingface
+from gpt2 import checkpoint, weights
 from gpt2.errors import UserError
 from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
 from gpt2.kernels.classifier import classifier_backward, classifier_forward
@@ -84,7 +84,8 @@ class GPT2:
     """A GPT-2 model and the memory to train it.
 
     Attributes: `config`; `params_flat` and `grads_flat`, the flat arrays; `params` and `grads`, dicts of name -> shaped
-    view of them (see `layout.parameter_layout`); `acts`, the same for the activations, from the first forward pass on.
+    view of them (see `layout.parameter_layout`), the gradients from their first use on; `acts`, the same for the
+    activations, from the first forward pass on.
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
@@ -99,13 +100,19 @@ class GPT2:
     def _own(self, config, params_flat):
         self.config = config
         self.params_flat = params_flat
-        # The system gives memory for these zeros when they are first written: a model that only generates has none.
-        self.grads_flat = allocate(params_flat.size, params_flat.dtype, "the gradients")
-        layout = parameter_layout(config)
-        self.params, self.grads = layout.views(params_flat), layout.views(self.grads_flat)
+        self.params = parameter_layout(config).views(params_flat)
         self._acts_flat = allocate(0, params_flat.dtype, "the activations")
         self._shape = self._tokens = self._targets = None
         self._accumulate = None
+
+    @functools.cached_property
+    def grads_flat(self):
+        # Allocated when they are first needed: a model that only evaluates has none.
+        return allocate(self.params_flat.size, self.params_flat.dtype, "the gradients")
+
+    @functools.cached_property
+    def grads(self):
+        return parameter_layout(self.config).views(self.grads_flat)
 
     @classmethod
     def _from_parameters(cls, config, params_flat):
@@ -116,15 +123,12 @@ class GPT2:
     @classmethod
     def load(cls, path):
         """Reads a model file in llm.c's format (float32 or bfloat16) or a Hugging Face folder."""
-        read = huggingface.load_folder if pathlib.Path(path).is_dir() else checkpoint.load_model
-        return cls._from_parameters(*read(path))
+        return cls._from_parameters(*weights.load_path(path))
 
     @classmethod
-    def from_pretrained(cls, name, data_dir="data"):
-        """GPT-2's released weights: name is "gpt2". Kept in `data_dir`, fetched if they are not there yet."""
-        if name != "gpt2":
-            raise UserError(f"no released weights are known as {name!r}: choose gpt2")
-        return cls._from_parameters(*huggingface.load_gpt2(data_dir))
+    def from_pretrained(cls, name, data_dir="data", writable=True):
+        """A model by the name that `weights.load_weights` knows it by: "gpt2-large", "owner/name", a file, a folder."""
+        return cls._from_parameters(*weights.load_weights(name, data_dir, writable))
 
     def __reduce__(self):
         # A copy's tensors must be views of its own arrays. It starts without gradients and activations.
@@ -136,8 +140,8 @@ class GPT2:
 
     def zero_grad(self):
         """Sets all gradients to zero."""
-        self.grads_flat.fill(0)
         self._accumulate = None
+        self.grads_flat.fill(0)
 
     def forward(self, tokens, targets=None, accumulate=None):
         """Runs the model; returns the mean cross-entropy in nats, or None without targets.
@@ -154,6 +158,8 @@ class GPT2:
         if targets is not None and targets.shape != tokens.shape:
             raise UserError(f"targets of shape {targets.shape} do not go with tokens of shape {tokens.shape}")
         self._reserve(*tokens.shape)
+        if accumulate is not None and targets is not None:
+            _ = self.grads  # for which there may be no memory: nothing has changed yet
         self._tokens, self._targets = tokens, targets
         self._forward_trunk(tokens)
         self._accumulate = None if accumulate is None or targets is None else bool(accumulate)

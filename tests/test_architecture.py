@@ -11,7 +11,7 @@ KERNEL_LIBRARIES = {"numba", "llvmlite"}
 
 # Module -> what of the package it may know. "kernels" stands for all of its modules.
 FILES = {"errors", "files"}
-MODEL_FILES = {*FILES, "config", "layout", "memory", "checkpoint", "huggingface"}
+MODEL_FILES = {*FILES, "config", "layout", "memory", "checkpoint", "weights"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
@@ -21,17 +21,36 @@ MAY_IMPORT = {
     "kernels": {"kernels", "errors"},
     "checkpoint": {*FILES, "config", "layout", "memory"},
     "huggingface": {*FILES, "config", "layout", "memory", "checkpoint"},
+    "weights": {*FILES, "config", "layout", "memory", "checkpoint", "huggingface", "fetch"},
+    "convert": {*FILES, "checkpoint", "huggingface", "weights", "tokenizer"},
     "model": {*MODEL_FILES, "kernels"},
     "optimizer": {"errors", "config", "layout", "memory", "kernels", "model"},
-    "generate": {"errors", "config", "layout", "memory", "kernels", "model"},
+    "decoder": {"errors", "config", "layout", "memory", "kernels"},
+    "context": {"errors", "decoder"},
+    "sampling": {"errors"},
+    "progress": {"kernels"},
+    "beam": {"sampling"},
+    "textstream": {"tokenizer"},
+    "interactive": {"sampling", "textstream", "tokenizer"},
+    "generate": {
+        *FILES,
+        *("weights", "kernels", "decoder", "context", "sampling", "beam"),
+        *("textstream", "interactive", "tokenizer", "progress"),
+    },
+    "hellaswag": FILES,
+    "evaluate": {*FILES, "kernels", "model", "dataloader", "tokenizer", "hellaswag", "progress"},
     "verify": {*MODEL_FILES, "model"},
-    "profile": {"errors", "config", "layout", "kernels", "model", "optimizer"},
+    "profile": {"errors", "config", "layout", "memory", "kernels", "model", "optimizer"},
     "fetch": FILES,
     "dataloader": FILES,
     "tokenizer": {*FILES, "fetch"},
     "dataset": {*FILES, "fetch", "tokenizer", "dataloader"},
     "metrics": FILES,
-    "trainer": {*MODEL_FILES, "kernels", "model", "optimizer", "generate", "tokenizer", "dataloader", "metrics"},
+    "trainer": {
+        *MODEL_FILES,
+        *("kernels", "model", "optimizer", "decoder", "context", "sampling"),
+        *("tokenizer", "dataloader", "metrics", "progress"),
+    },
     "": {"config", "model"},  # gpt2/__init__.py
     # The scripts: arguments in, one call. The two more are for the choices and the default that --help shows.
     "prepro_tinyshakespeare": {"dataset", "errors"},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt2 import checkpoint
-from gpt2.config import GPT2Config
+from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
 from gpt2.layout import parameter_layout
 
@@ -86,6 +86,103 @@ def test_rows_that_pad_the_vocabulary_are_zero_whatever_the_file_holds(tmp_path)
     assert np.array_equal(checkpoint.load_model(path)[1], parameters())
 
 
+@pytest.mark.parametrize("name", ["wte", "fcprojw", "lnfb"])
+def test_numbers_that_are_not_finite(tmp_path, name):
+    params = parameters()
+    PADDED.views(params)[name].flat[0] = np.nan
+    checkpoint.save_model(tmp_path / "x.bin", CONFIG, params)
+    with pytest.raises(UserError, match=f"x.bin: tensor {name} holds a number that is not finite"):
+        checkpoint.load_model(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"),
+    [
+        (0x3F80_0000, 0x3F80),
+        (0x3F80_7FFF, 0x3F80),  # below the middle
+        (0x3F80_8000, 0x3F80),  # in the middle: to the even one, below
+        (0x3F80_8001, 0x3F81),  # above the middle
+        (0x3F81_7FFF, 0x3F81),
+        (0x3F81_8000, 0x3F82),  # in the middle: to the even one, above
+        (0xBF81_8000, 0xBF82),  # the sign has no part in it
+        (0x3FFF_8000, 0x4000),  # into the exponent
+        (0x0000_8001, 0x0001),  # subnormal
+        (0x8000_0000, 0x8000),  # minus zero
+        (0x7F7F_FFFF, 0x7F80),  # the largest float32 is nearer to what would follow bfloat16's largest
+        (0x7F80_0000, 0x7F80),  # infinity
+        (0x7F80_0001, 0x7FC0),  # a NaN whose upper half looks like infinity
+        (0xFFFF_FFFF, 0xFFFF),  # a NaN that rounding would carry over to zero
+    ],
+)
+def test_rounding_to_bfloat16(bits, expected):
+    assert checkpoint._bfloat16(np.array([bits], "<u4").view("<f4")).tolist() == [expected]
+
+
+def test_rounding_to_bfloat16_is_to_the_nearest():
+    values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
+    rounded = (checkpoint._bfloat16(values).astype(np.uint32) << 16).view(np.float32)
+    step = 2.0 ** (np.floor(np.log2(np.abs(values))) - 7)
+    assert np.max(np.abs(rounded.astype(float) - values) / step) <= 0.5
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_version_5_is_written_byte_for_byte(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(checkpoint, "CHUNK", chunk)
+    path = tmp_path / "x.bin"
+    checkpoint.save_model(
+        path, CONFIG, parameters() * np.float32(1 + 2**-12), "bfloat16"
+    )  # rounds back to parameters()
+    assert path.read_bytes() == file_bytes(
+        [20240326, 5, *HEADER[2:]], (parameters().view(np.uint32) >> 16).astype("<u2")
+    )
+
+
+def test_mapped_file_is_the_model_and_never_written(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(GOOD)
+    config, params = checkpoint.map_model(path)
+    assert config == CONFIG
+    assert type(params) is np.ndarray and params.dtype == np.float32 and params.shape == (PADDED.size,)
+    assert np.array_equal(params, parameters())
+    params += 1
+    assert path.read_bytes() == GOOD
+
+
+def test_mapped_file_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "x.bin"
+    checkpoint.save_model(path, CONFIG, np.full(PADDED.size, np.nan, np.float32))
+    monkeypatch.setattr(checkpoint, "allocate", lambda *args: pytest.fail("allocated"))
+    assert np.isnan(checkpoint.map_model(path)[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "numbers"),
+    [
+        ("gpt2", (12, 12, 768), 124_475_904),
+        ("gpt2-medium", (24, 16, 1024), 354_871_296),
+        ("gpt2-large", (36, 20, 1280), 774_090_240),
+        ("gpt2-xl", (48, 25, 1600), 1_557_686_400),
+        ("distilgpt2", (6, 12, 768), 81_948_672),
+    ],
+)
+def test_files_of_every_size(tmp_path, name, sizes, numbers):
+    path = tmp_path / "x.bin"
+    path.write_bytes(file_bytes([20240326, 3, 1024, 50257, *sizes, 50304], np.zeros(0)))
+    os.truncate(path, 1024 + 4 * numbers)  # a hole, which takes no room on the disk
+    config, params = checkpoint.map_model(path)
+    assert config == PRESETS[name]
+    assert params.size == numbers
+
+
+@pytest.mark.parametrize("version", [1, 5])
+def test_versions_that_cannot_be_mapped_are_read(tmp_path, version):
+    params = parameters()
+    body = {1: np.concatenate([params[:28], params[512:]]), 5: (params.view(np.uint32) >> 16).astype("<u2")}
+    path = tmp_path / "x.bin"
+    path.write_bytes(file_bytes([20240326, version, *HEADER[2:]], body[version]))
+    assert np.array_equal(checkpoint.map_model(path)[1], params)
+
+
 WRONG = {
     "empty": (b"", "0 bytes, but a model file starts"),
     "half a header": (GOOD[:512], "512 bytes, but a model file starts"),
@@ -119,10 +216,11 @@ def test_wrong_files_are_refused_before_anything_is_allocated(tmp_path, monkeypa
     path = tmp_path / "x.bin"
     path.write_bytes(content)
     monkeypatch.setattr(checkpoint.np, "zeros", lambda *args, **kwargs: pytest.fail("allocated"))
-    with pytest.raises(UserError, match=message) as caught:
-        checkpoint.load_model(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
+    for read in (checkpoint.load_model, checkpoint.map_model):
+        with pytest.raises(UserError, match=message) as caught:
+            read(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["missing.bin", "."])
@@ -172,9 +270,9 @@ def test_the_model_is_in_memory_only_once(tmp_path, version):
         _, loading = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
         before, _ = tracemalloc.get_traced_memory()
-        checkpoint.save_model(path, config, params)
+        checkpoint.save_model(path, config, params, "bfloat16" if version == 5 else "float32")
         _, saving = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert loading < 4 * size + 16 * checkpoint.CHUNK
-    assert saving - before < 2**20
+    assert saving - before < 30 * checkpoint.CHUNK < 4 * size

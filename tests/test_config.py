@@ -8,7 +8,13 @@ from gpt2.errors import UserError
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+        ("distilgpt2", 81_912_576),
+    ],
 )
 def test_presets_have_the_published_numbers_of_parameters(name, parameters):
     assert PRESETS[name].num_parameters == parameters

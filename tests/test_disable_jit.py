@@ -7,7 +7,19 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-MODULES = ("adamw", "attention", "classifier", "encoder", "fastmath", "gelu", "gemm", "layernorm", "matmul", "model")
+MODULES = (
+    "adamw",
+    "attention",
+    "classifier",
+    "decoder",
+    "encoder",
+    "fastmath",
+    "gelu",
+    "gemm",
+    "layernorm",
+    "matmul",
+    "model",
+)
 
 
 def test_kernels_on_tiny_sizes_uncompiled():

@@ -1,6 +1,9 @@
 """How a command ends: one line and a status for what the user can mend, the traceback for everything else."""
 
 import errno
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -45,3 +48,25 @@ def test_ctrl_c_ends_with_130(capsys):
 
 def test_an_error_without_a_text_still_names_the_path():
     assert str(from_os_error(OSError("odd"), "a/b")) == "a/b: odd"
+
+
+@pytest.mark.parametrize("flush", [True, False])
+@pytest.mark.parametrize(
+    ("output", "status", "message"),
+    [("closed pipe", 141, ""), ("/dev/full", 1, "error: input/output: the disk is full; free some space")],
+)
+def test_output_that_cannot_be_written(output, status, message, flush):
+    script = f"from gpt2.errors import run_command\nrun_command(lambda: print('text', flush={flush}))"
+    root = pathlib.Path(__file__).parent.parent
+    command = [sys.executable, "-c", script]
+    if output == "closed pipe":
+        process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.close()
+        errors, ended = process.stderr.read(), process.wait(60)
+        process.stderr.close()
+    else:
+        with open(output, "w") as full:
+            run = subprocess.run(command, cwd=root, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        errors, ended = run.stderr, run.returncode
+    assert ended == status
+    assert errors.startswith(message) and errors.count("\n") == bool(message)

@@ -1,43 +1,248 @@
-"""Sampling: draws follow the distribution, depend on the seed only, and see no more than the model's context."""
+"""The command line, on a small model with GPT-2's number of tokens, of which only the bytes and " t" are likely."""
+
+import contextlib
+import io
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 
 from gpt2 import GPT2, GPT2Config
-from gpt2.generate import generate, sample
+from gpt2.beam import beam_search
+from gpt2.context import Context
+from gpt2.errors import UserError
+from gpt2.generate import main
+from gpt2.tokenizer import EOT, load_tokenizer
+from tests.numeric import randomise
+from tests.test_tokenizer import pin_byte_vocabulary, write_vocabulary
 
-CONFIG = GPT2Config(maxT=8, V=20, L=1, NH=1, C=8)
-
-
-def test_draws_follow_the_softmax():
-    logits = np.array([1.0, -2.0, 0.5, -np.inf, 3.0], np.float32)
-    rng, draws = np.random.default_rng(0), 50_000
-    counts = np.bincount([sample(logits, rng) for _ in range(draws)], minlength=5)
-    expected = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum() * draws
-    assert counts[3] == 0
-    seen = expected > 0
-    chi_square = float(((counts - expected)[seen] ** 2 / expected[seen]).sum())
-    assert chi_square < 16.3  # the 0.999 quantile at 3 degrees of freedom
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = GPT2Config(maxT=32, V=50257, L=1, NH=2, C=8)
+KNOWN = 257
 
 
-def test_the_seed_decides_the_text():
-    model = GPT2(CONFIG, seed=3)
-    texts = [list(generate(model, [1, 2], 30, np.random.default_rng(seed))) for seed in (7, 7, 8)]
-    assert texts[0] == texts[1] != texts[2]
-    assert all(0 <= token < CONFIG.V for token in texts[0])
+def save_model(path, end_of_text=-3.0):
+    """Writes a model in which unknown tokens have logits 30 lower, and end of text 10 * end_of_text higher."""
+    model = GPT2(CONFIG)
+    randomise(model, np.random.default_rng(1))
+    model.params["wpe"] *= 5
+    model.params["wte"] *= 5
+    model.params["lnfw"][0], model.params["lnfb"][0] = 0, 10
+    model.params["wte"][:KNOWN, 0] = 0
+    model.params["wte"][KNOWN:, 0] = -3
+    model.params["wte"][EOT, 0] = end_of_text
+    model.save(path)
+    return model
 
 
-def test_past_the_context_the_last_tokens_count():
-    model = GPT2(CONFIG, seed=3)
-    long = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
-    (from_long,) = generate(model, long, 1, np.random.default_rng(0))
-    (from_window,) = generate(model, long[-CONFIG.maxT :], 1, np.random.default_rng(0))
-    assert from_long == from_window
+class Terminal(io.TextIOWrapper):
+    def isatty(self):
+        return True
 
 
-def test_each_token_is_drawn_from_the_logits_of_all_before_it():
-    model = GPT2(CONFIG, seed=3)
-    model.params["wte"][: CONFIG.V] *= 40  # peaked, so that another context gives another token
-    tokens, rng = [1], np.random.default_rng(5)
-    for token in generate(model, [1], 7, np.random.default_rng(5)):
-        assert token == sample(model.logits([tokens])[0, -1], rng)
-        tokens.append(token)
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder: the byte vocabulary in data/, the model in m.bin, a terminal as standard input."""
+    monkeypatch.chdir(tmp_path)
+    pin_byte_vocabulary(monkeypatch)
+    (tmp_path / "data").mkdir()
+    write_vocabulary(tmp_path / "data")
+    save_model("m.bin")
+    monkeypatch.setattr("gpt2.generate.compilation_shown", contextlib.nullcontext)
+    monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO()))
+    return tmp_path
+
+
+def piped(data):
+    return io.TextIOWrapper(io.BytesIO(data))
+
+
+@pytest.fixture
+def run(folder, capsys):
+    """Runs the command on m.bin; returns what it printed, on standard output and on standard error."""
+
+    def run(*arguments):
+        main(["--model", "m.bin", *arguments])
+        return capsys.readouterr()
+
+    return run
+
+
+def greedy(prompt, count):
+    """The ids that the uncached model gives, window and all."""
+    model, tokens, window = GPT2.load("m.bin"), [], list(prompt)
+    for _ in range(count):
+        if len(window) > CONFIG.maxT:
+            window = window[-24:]
+        tokens.append(int(model.last_logits([window])[0].argmax()))
+        window.append(tokens[-1])
+    return tokens
+
+
+def test_greedy_text_is_the_uncached_models(run):
+    encoding = load_tokenizer()
+    for text in ("a", "to be t", "ten tokens"):
+        expected = encoding.decode(greedy(encoding.encode_ordinary(text), 20))
+        printed = run("--prompt", text, "--temperature", "0", "--max-new-tokens", "20")
+        assert printed.out == expected + "\n" and printed.err == ""
+        assert len(set(expected)) > 3
+
+
+def test_the_prompt_comes_from_the_command_a_file_or_standard_input(run, monkeypatch):
+    options = ("--temperature", "0", "--max-new-tokens", "5", "--show-tokens")
+    expected = run("--prompt", "né", *options).out
+    pathlib.Path("prompt.txt").write_bytes("né\n".encode())
+    assert run("--prompt-file", "prompt.txt", *options).out == expected
+    for ending in (b"", b"\n", b"\r\n"):
+        monkeypatch.setattr(sys, "stdin", piped("né".encode() + ending))
+        assert run(*options).out == expected
+    assert run("--prompt", "né\n", *options).out != expected
+
+
+def test_without_a_prompt_a_document_begins(run):
+    options = ("--temperature", "0", "--max-new-tokens", "5")
+    assert run(*options).out == load_tokenizer().decode(greedy([EOT], 5)) + "\n"
+    # In a prompt the name of a special token is text.
+    assert run(*options, "--prompt", "<|endoftext|>").out != run(*options).out
+
+
+def test_the_seed_decides_the_text_and_the_threads_do_not(run):
+    options = ("--prompt", "a", "--max-new-tokens", "30", "--top-k", "50", "--threads")
+    texts = [run(*options, threads, "--seed", "5").out for threads in ("1", "2", "3")]
+    assert texts[0] == texts[1] == texts[2]
+    assert run(*options, "1", "--seed", "6").out != texts[0] != run(*options, "1").out
+
+
+def test_several_samples_have_a_heading_each(run):
+    options = ("--prompt", "a", "--max-new-tokens", "12", "--seed", "5")
+    printed = run(*options, "--num-samples", "3").out
+    assert printed == run(*options, "--num-samples", "3").out
+    texts = printed.split("--- sample ")[1:]
+    assert [text.partition("\n")[0] for text in texts] == ["1 of 3 ---", "2 of 3 ---", "3 of 3 ---"]
+    assert len({text.partition("\n")[2] for text in texts}) == 3
+
+
+def test_the_end_of_text_ends_a_sample(run):
+    save_model("m.bin", end_of_text=5.0)
+    assert run("--prompt", "a").out == "\n"
+    assert run("--prompt", "a", "--num-samples", "2").out == "--- sample 1 of 2 ---\n\n--- sample 2 of 2 ---\n\n"
+    (line,) = run("--prompt", "a", "--show-tokens").out.splitlines()
+    assert line.split() == [str(EOT), "'<|endoftext|>'", "1.000000"]
+    assert run("--prompt", "a", "--num-beams", "2").out == "\n"
+
+
+def test_a_stop_text_ends_a_sample_and_is_not_shown(run):
+    options = ("--prompt", "a", "--temperature", "0", "--max-new-tokens", "20")
+    text = run(*options).out
+    stop = text[6:9]
+    assert "�" not in stop
+    assert run(*options, "--stop", "no such text", "--stop", stop).out == text[: text.index(stop)] + "\n"
+
+
+def test_tokens_are_shown_a_line_each(run):
+    encoding, prompt = load_tokenizer(), [load_tokenizer().encode_single_token("a")]
+    lines = run("--prompt", "a", "--temperature", "0", "--max-new-tokens", "6", "--show-tokens").out.splitlines()
+    expected = greedy(prompt, 6)
+    assert [int(line.split()[0]) for line in lines] == expected
+    logits = GPT2.load("m.bin").last_logits([prompt])[0].astype(float)
+    share = np.exp(logits[expected[0]]) / np.exp(logits).sum()
+    assert float(lines[0].split()[-1]) == pytest.approx(share, abs=2e-5)
+    data = encoding.decode_single_token_bytes(expected[0])
+    assert repr(data)[1:] in lines[0]
+
+
+def test_past_the_context_the_window_slides_and_that_is_said_once(run):
+    printed = run("--prompt", "a", "--temperature", "0", "--max-new-tokens", "60")
+    assert printed.out == load_tokenizer().decode(greedy([ord("a") - 33], 60)) + "\n"
+    assert printed.err == "past 32 tokens the window slides: the beginning of the text is let go\n"
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_that_is_said(run):
+    options = ("--temperature", "0", "--max-new-tokens", "1")
+    long, end = "abcdefgh" * 5, "abcdefgh" * 4
+    printed = run("--prompt", long, *options)
+    assert printed.err == "the prompt has 40 tokens, the model reads 32: the first 8 are cut\n"
+    whole = run("--prompt", end, *options)
+    assert whole.err == "" and whole.out == printed.out
+
+
+def test_beam_search(run):
+    encoding, model = load_tokenizer(), GPT2.load("m.bin")
+    context = Context(CONFIG, model.params_flat, batch_size=4)
+    context.add([encoding.encode_ordinary("a t")])
+    expected = encoding.decode([token.id for token in beam_search(context, 10)])
+    assert run("--prompt", "a t", "--num-beams", "4", "--max-new-tokens", "10").out == expected + "\n"
+
+
+def test_a_model_of_another_vocabulary_shows_ids(folder, capsys):
+    model = GPT2(GPT2Config(maxT=16, V=30, L=1, NH=1, C=8))
+    model.save("other.bin")
+    options = ["--model", "other.bin", "--max-new-tokens", "6"]
+    for more in ([], ["--num-beams", "2"]):
+        main([*options, *more])
+        printed = capsys.readouterr()
+        assert printed.err == "other.bin: 30 tokens, not GPT-2's 50257: they are shown as ids\n"
+        assert len(printed.out.split()) == 6 and all(int(id) < 30 for id in printed.out.split())
+    for refused in (["--prompt", "a"], ["--stop", "a"], ["--interactive"]):
+        with pytest.raises(UserError, match=r"other.bin: 30 tokens, not .* needs GPT-2's vocabulary"):
+            main([*options, *refused])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--top-p 0", "--top-p 0.0: expected a number above 0, at most 1"),
+        ("--top-p 1.5", "--top-p 1.5"),
+        ("--temperature -1", "--temperature -1.0: expected 0"),
+        ("--temperature nan", "--temperature nan"),
+        ("--top-k 0", "--top-k 0: expected 1 or more"),
+        ("--min-p 2", "--min-p 2.0: expected a number from 0 to 1"),
+        ("--repetition-penalty 0", "--repetition-penalty 0.0"),
+        ("--num-samples 0", "--num-samples 0: expected 1 or more"),
+        ("--num-beams 0", "--num-beams 0: expected 1 or more"),
+        ("--max-new-tokens 0", "--max-new-tokens 0: expected 1 or more"),
+        ("--seed -1", "--seed -1: expected 0 or more"),
+        ("--threads 0", "0 threads"),
+        ("--num-beams 2 --top-k 5", "--num-beams does not go with --top-k"),
+        ("--num-beams 2 --temperature 1", "--num-beams does not go with --temperature"),
+        ("--num-beams 2 --num-samples 2", "--num-beams does not go with --num-samples"),
+        ("--interactive --num-samples 2", "--interactive does not go with --num-samples"),
+        ("--interactive --show-tokens", "--interactive does not go with --show-tokens"),
+        ("--prompt a --prompt-file b", "--prompt and --prompt-file: choose one"),
+        ("--prompt-file missing.txt", "missing.txt: No such file"),
+        ("--prompt-file empty.txt", "empty.txt: the prompt is empty"),
+        ("--prompt-file latin.txt", "latin.txt: not UTF-8 at byte 2"),
+        ("--prompt=", "--prompt: the prompt is empty"),
+        ("--prompt a\udce9", "--prompt: not UTF-8 at byte 1"),
+        ("--stop=", "--stop: the text is empty"),
+        ("--model missing.bin", "missing.bin"),
+    ],
+)
+def test_bad_input_is_one_line(run, arguments, message):
+    pathlib.Path("empty.txt").write_bytes(b"\n")
+    pathlib.Path("latin.txt").write_bytes("caé".encode("latin-1"))
+    with pytest.raises(UserError) as error:
+        run(*arguments.split())
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_empty_standard_input_is_refused(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", piped(b""))
+    with pytest.raises(UserError, match="standard input: the prompt is empty"):
+        run()
+
+
+def test_a_bad_option_ends_the_command_with_status_1(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "gpt2.generate", "--top-p", "0"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr == "error: --top-p 0.0: expected a number above 0, at most 1\n"

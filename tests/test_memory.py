@@ -11,12 +11,12 @@ def test_available_bytes_is_what_the_tightest_limit_leaves(tmp_path, monkeypatch
     (tmp_path / "max").write_text("5000000\n")
     (tmp_path / "current").write_text("1000000\n")
     (tmp_path / "unlimited").write_text("max\n")
-    (tmp_path / "stat").write_text("anon 100\ninactive_file 300000\n")
+    (tmp_path / "stat").write_text("anon 100\ninactive_file 300000\nactive_file 200000\n")
     limited, unlimited = ([tmp_path / first, tmp_path / "current", tmp_path / "stat"] for first in ("max", "unlimited"))
     monkeypatch.setattr(memory, "CONTROL_GROUPS", (unlimited, ["missing"] * 3))
     assert memory.available_bytes() > 5_000_000
     monkeypatch.setattr(memory, "CONTROL_GROUPS", (limited,))
-    assert memory.available_bytes() == 4_300_000
+    assert memory.available_bytes() == 4_500_000
 
 
 def test_a_request_that_does_not_fit_names_both_amounts(monkeypatch):

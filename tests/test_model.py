@@ -5,7 +5,7 @@ import pytest
 
 import gpt2.model
 from gpt2 import memory
-from gpt2.config import GPT2Config
+from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
 from gpt2.layout import parameter_layout
 from gpt2.model import GPT2
@@ -272,9 +272,28 @@ def test_saved_and_loaded_it_computes_the_same(tmp_path):
     assert np.array_equal(loaded.grads_flat, model.grads_flat)
 
 
-def test_unknown_pretrained_name():
+def test_from_pretrained_takes_any_name(tmp_path, monkeypatch):
+    model = make(TINY, 14)
+    model.save(tmp_path / "gpt2_124M.bin")
+    monkeypatch.setitem(PRESETS, "gpt2", TINY)
+    for name in ("gpt2", tmp_path / "gpt2_124M.bin"):
+        assert np.array_equal(GPT2.from_pretrained(name, tmp_path).params_flat, model.params_flat)
     with pytest.raises(UserError, match="gpt5"):
         GPT2.from_pretrained("gpt5")
+
+
+def test_a_model_that_only_evaluates_has_no_gradients(monkeypatch):
+    model = make(TINY, 14)
+    tokens, targets = random_batch(TINY, 2, 5, np.random.default_rng(14))
+    model.forward(tokens, targets)  # reserves the activations
+    allocated = []
+    monkeypatch.setattr("gpt2.model.allocate", lambda *args: allocated.append(args) or memory.allocate(*args))
+    model.logits(tokens)
+    model.forward(tokens, targets)
+    assert allocated == []
+    model.backward()
+    assert [args[0] for args in allocated] == [model.params_flat.size]
+    assert model.grads_flat is model.grads_flat and np.shares_memory(model.grads["wte"], model.grads_flat)
 
 
 def test_a_token_that_would_wrap_round_or_be_cut_off_is_refused():

@@ -22,7 +22,8 @@ def test_the_kernels_with_shorter_vectors_and_fewer_registers(name, features, ve
         "import sys, pytest\n"
         "from gpt2.kernels import simd\n"
         f"assert (simd.VECTOR_BYTES, simd.TILE_ROWS) == ({vector_bytes}, 4), simd.VECTOR_BYTES\n"
-        "tests = [f'tests/test_{name}.py' for name in ('gemm', 'gelu', 'attention', 'classifier', 'fastmath')]\n"
+        "names = ['gemm', 'gelu', 'attention', 'classifier', 'decoder', 'fastmath']\n"
+        "tests = [f'tests/test_{name}.py' for name in names]\n"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'not concurrent', *tests]))\n"
     )
     run = subprocess.run(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import train_gpt2
-from gpt2 import GPT2, GPT2Config, huggingface, memory, trainer
+from gpt2 import GPT2, GPT2Config, memory, trainer, weights
 from gpt2.checkpoint import load_model
 from gpt2.dataset import write_tokens
 from gpt2.errors import UnavailableError, UserError
@@ -116,17 +116,28 @@ def test_validation_is_the_mean_over_the_batches_asked_for(folder):
 
 
 def test_random_weights_and_their_recipe_stand_in_for_weights_that_cannot_be_had(folder, monkeypatch, capsys):
-    def unavailable(data_dir):
+    def unavailable():
         raise UnavailableError("no network")
 
-    monkeypatch.setattr(huggingface, "load_gpt2", unavailable)
+    monkeypatch.setattr(weights, "fetch_gpt2", unavailable)
     monkeypatch.setitem(trainer.PRESETS, "gpt2", CONFIG)
     trainer.train(train_gpt2.parse_arguments("--train-data train.bin --val-data val.bin -b 2 -t 8 -x 2".split()))
     printed = capsys.readouterr().out
     (paragraph,) = [line for line in printed.splitlines() if "random weights" in line]
-    assert "no network" in paragraph and huggingface.FETCH_COMMAND in paragraph
+    assert "no network" in paragraph and weights.FETCH_COMMAND in paragraph
     warmup, peak = trainer.FROM_SCRATCH["warmup_steps"], trainer.FROM_SCRATCH["learning_rate"]
     assert [record["lr"] for record in records()[1:]] == pytest.approx([peak / warmup, 2 * peak / warmup])
+
+
+@pytest.mark.parametrize("name", ["gpt2-medium", "someone/theirs"])
+def test_nothing_stands_in_for_weights_that_were_asked_for(folder, monkeypatch, name):
+    def unavailable(*file):
+        raise UnavailableError("no network")
+
+    monkeypatch.setattr(weights, "fetch", unavailable)
+    with pytest.raises(UnavailableError, match="no network"):
+        trainer.train(options("--init", name))
+    assert not os.path.exists("out/metrics.jsonl")
 
 
 def test_corrupt_weights_are_not_taken_for_unavailable_ones(folder):
@@ -174,9 +185,9 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
 
 
 def test_too_little_memory_or_disk_is_said_before_it_is_taken(folder, monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda: 100_000)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 70_000)
     with pytest.raises(
-        UserError, match=r"not enough memory: training at --batch-size 2 .* needs [0-9.e-]+ GB, 0.0001 GB are"
+        UserError, match=r"not enough memory: training at --batch-size 2 .* needs [0-9.e-]+ GB, 7e-05 GB are"
     ):
         trainer.train(options())
     monkeypatch.undo()
@@ -200,7 +211,8 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_model(folder, monkeypa
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_model(folder):
     model = GPT2.load("tiny.bin")
-    model.params["lnfw"][0] = np.nan
+    for name in ("wte", "lnfw"):
+        model.params[name].fill(1e30)
     model.save("nan.bin")
     with pytest.raises(UserError, match="not finite at step 1"):
         trainer.train(options("--init", "nan.bin", "--val-every", "0"))

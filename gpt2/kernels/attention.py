@@ -10,8 +10,8 @@ import numpy as np
 from numba import prange
 
 from gpt2.kernels.fastmath import exp, maximum
-from gpt2.kernels.gemm import gemm, product_kernel
-from gpt2.kernels.jit import inline
+from gpt2.kernels.gemm import calls_gemm, gemm
+from gpt2.kernels.jit import inline, kernel
 
 _QUERIES = 64
 
@@ -35,7 +35,8 @@ def _mask(row, first, past):
         row[j] = row[j] if j < past else future
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def attention_forward(atty, lse, qkv, scratch):
     """atty = softmax(q k^T / sqrt(HS), over the past and present) v, head by head.
 
@@ -70,7 +71,8 @@ def attention_forward(atty, lse, qkv, scratch):
             gemm(out[first:stop], panel, v[:stop], False, False, 1.0, 0.0)
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
     """Gradient of attention_forward's qkv, and its output, atty, once more.
 

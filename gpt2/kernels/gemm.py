@@ -13,11 +13,10 @@ import functools
 
 import llvmlite.binding
 import numba
-import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from gpt2.kernels.jit import inline, kernel, standalone
+from gpt2.kernels.jit import inline, standalone
 from gpt2.kernels.simd import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -44,43 +43,39 @@ def gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
     """c = alpha op(a) op(b) + beta c on this thread, where op transposes if its flag says so.
 
     c (M,N), op(a) (M,K), op(b) (K,N): float32 or all float64, rows of any stride, elements of a row adjacent.
-    With beta = 0, c is not read. For functions decorated with `product_kernel`, and what they call. This body is what
-    runs under NUMBA_DISABLE_JIT=1.
+    With beta = 0, c is not read. For functions decorated with `calls_gemm`, and what they call. This body is what runs
+    under NUMBA_DISABLE_JIT=1.
     """
     product = alpha * ((a.T if transpose_a else a) @ (b.T if transpose_b else b))
     c[...] = product if beta == 0 else product + beta * c
 
 
-def product_kernel(function):
-    """Decorates as `kernel` does a function that calls `gemm`.
+def calls_gemm(dispatcher):
+    """Decorates a `kernel` or `inline` function that calls `gemm`, itself or through others, and is called from Python.
 
     The product is compiled once for each type, and called by its name in the machine code of all kernels, where each
-    would otherwise spend seconds on compiling a copy. So it must be there before a kernel is loaded.
+    would otherwise spend seconds on compiling a copy. So it must be there before that code is compiled or loaded.
     """
-    compiled = kernel(function)
     if numba.config.DISABLE_JIT:
-        return compiled
+        return dispatcher
+    compile_or_load = dispatcher.compile
 
-    @functools.wraps(compiled)
-    def launch(*arguments):
-        _link(arguments[0].dtype)
-        for array in arguments:
-            if (
-                isinstance(array, np.ndarray)
-                and array.strides[-1] != array.itemsize
-                and array.size
-                and array.shape[-1] > 1
-            ):
-                raise ValueError(f"{function.__name__}: an array's rows are not contiguous; copy it, or its transpose")
-        return compiled(*arguments)
+    def link_first(signature):
+        for argument in signature:
+            for array in getattr(argument, "types", [argument]):  # a tuple's, or the argument itself
+                if isinstance(array, types.Array) and array.layout == "F" and array.ndim > 1:
+                    raise ValueError(f"{dispatcher.__name__}: a transposed array, {array}, where rows must be adjacent")
+                if isinstance(array, types.Array) and isinstance(array.dtype, types.Float):
+                    _link(array.dtype)
+        return compile_or_load(signature)
 
-    return launch
+    dispatcher.compile = link_first
+    return dispatcher
 
 
 @functools.cache
-def _link(dtype):
-    """Compiles the product for a NumPy float type, or loads it; returns what kernels' code calls."""
-    real = numba.from_dtype(dtype)
+def _link(real):
+    """Compiles the product for a Numba float type, or loads it; returns what kernels' code calls."""
     arguments = [*[types.int64] * 9, types.boolean, types.boolean, real, real]
     compiled = standalone(types.void(*arguments))(_product)
     name = f"gpt2_product_{real}"
@@ -92,7 +87,7 @@ def _link(dtype):
 def _gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
     if c.dtype not in (types.float32, types.float64) or a.dtype != c.dtype or b.dtype != c.dtype:
         raise numba.TypingError(f"no matrix product of {a.dtype} and {b.dtype} into {c.dtype}")
-    _, product = _link(np.dtype(c.dtype.name))
+    _, product = _link(c.dtype)
 
     def implementation(c, a, b, transpose_a, transpose_b, alpha, beta):
         real = c.dtype.type

@@ -1,6 +1,5 @@
 """How kernels are compiled, and where the compiled code is kept."""
 
-import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -11,7 +10,6 @@ import tempfile
 import llvmlite.binding
 import numba
 from numba.core import event
-from tqdm import tqdm
 
 # All of LLVM's fast-math but `nnan` and `ninf`, which would make isnan() always False (numba issue 9383).
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
@@ -79,21 +77,16 @@ def standalone(signature):
 
 
 class _Listener(event.Listener):
-    def __init__(self, bar):
-        self.bar = bar
+    def __init__(self, started, ended):
+        self.started, self.ended = started, ended
 
     def on_start(self, compilation):
-        if compilation.data["dispatcher"].targetoptions.get("parallel"):
-            self.bar.set_postfix_str(compilation.data["dispatcher"].__name__)
+        self.started(compilation.data["dispatcher"].__name__)
 
     def on_end(self, compilation):
-        if compilation.data["dispatcher"].targetoptions.get("parallel"):
-            self.bar.update()
+        self.ended()
 
 
-@contextlib.contextmanager
-def compilation_shown():
-    """Counts on a terminal the kernels that are compiled in the meantime, those that are loaded excepted."""
-    bar = tqdm(desc="compiling", unit=" kernels", leave=False, disable=None, delay=0.5)
-    with bar, event.install_listener("numba:compile", _Listener(bar)):
-        yield
+def watch_compilation(started, ended):
+    """A context in which started(name) and ended() are called around each compilation of a function, not a loading."""
+    return event.install_listener("numba:compile", _Listener(started, ended))

@@ -8,8 +8,8 @@ GPT-2 124M, 256 rows of 768 columns, is still four tasks.
 from numba import prange
 
 from gpt2.kernels.gelu import gelu_backward, gelu_forward
-from gpt2.kernels.gemm import gemm, product_kernel
-from gpt2.kernels.jit import inline
+from gpt2.kernels.gemm import calls_gemm, gemm
+from gpt2.kernels.jit import inline, kernel
 
 # Rows and columns of a task of a product whose depth is the layer's width; of the gradient of a weight, whose depth is
 # the batch.
@@ -39,7 +39,8 @@ def _part(size, parts, multiple):
     return (size + multiple * parts - 1) // (multiple * parts) * multiple
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def matmul_forward(out, inp, weight, bias):
     """out = inp @ weight.T + bias.
 
@@ -56,7 +57,8 @@ def matmul_forward(out, inp, weight, bias):
         gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0)
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def matmul_residual_forward(out, residual, inp, weight, bias):
     """out = residual + inp @ weight.T + bias.
 
@@ -75,7 +77,8 @@ def matmul_residual_forward(out, residual, inp, weight, bias):
         gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0)
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def matmul_gelu_forward(out, pre, inp, weight, bias):
     """pre = inp @ weight.T + bias, out = GELU(pre).
 
@@ -94,7 +97,8 @@ def matmul_gelu_forward(out, pre, inp, weight, bias):
             gelu_forward(out[n, column : column + width], pre[n, column : column + width])
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def matmul_nt(out, inp, weight):
     """out = inp @ weight.T: out (N,OC), inp (N,C), weight (OC,C)."""
     tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
@@ -114,7 +118,8 @@ def matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta=1.0):
     matmul_parameters_backward(dweight, dbias, dout, inp, beta)
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def matmul_nn(dinp, dout, weight):
     """dinp = dout @ weight: dinp (N,C), dout (N,OC), weight (OC,C)."""
     tasks, across, height, width = _cut(*dinp.shape, _ROWS, _COLUMNS)
@@ -124,7 +129,8 @@ def matmul_nn(dinp, dout, weight):
         gemm(part, dout[row : row + height], weight[:, column : column + width], False, False, 1.0, 0.0)
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def gelu_matmul_nn(dpre, act, dout, pre, weight):
     """Through a linear layer and the GELU before it: dpre = (dout @ weight) * GELU'(pre), and act = GELU(pre) again.
 
@@ -140,7 +146,8 @@ def gelu_matmul_nn(dpre, act, dout, pre, weight):
             gelu_backward(dpre[n, column:stop], act[n, column:stop], pre[n, column:stop])
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def matmul_parameters_backward(dweight, dbias, dout, inp, beta):
     """matmul_tn, and dbias += the sum of dout's rows: dbias (OC,)."""
     tasks, across, height, width = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)
@@ -156,7 +163,8 @@ def matmul_parameters_backward(dweight, dbias, dout, inp, beta):
                     total[c] += dout_part[c]
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def matmul_tn(dweight, dout, inp, beta):
     """dweight = dout.T @ inp + beta * dweight: dweight (OC,C), dout (N,OC), inp (N,C). With beta 0, it is not read."""
     tasks, across, height, width = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)

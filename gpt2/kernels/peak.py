@@ -2,13 +2,14 @@
 
 from numba import prange
 
-from gpt2.kernels.gemm import gemm, product_kernel
+from gpt2.kernels.gemm import calls_gemm, gemm
 from gpt2.kernels.jit import kernel
 
 _BLOCK = 1 << 14
 
 
-@product_kernel
+@calls_gemm
+@kernel
 def products_in_cache(c, a, b, repeats):
     """c[i] = a[i] @ b[i] for all i, `repeats` times over: arrays (n,M,M), M small enough for the cache."""
     for i in prange(c.shape[0]):

@@ -1,0 +1,176 @@
+"""Times text generation by this repository and by transformers, whole processes in turn; bench/README.md says how.
+
+`python bench/compare.py --setup` makes their environment, `python bench/generate.py` measures.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+
+BENCH = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(BENCH.parent))
+
+from bench.compare import GPT2_124M, RESULTS, VENV, WORK, machine, pair_ratios  # noqa: E402
+from gpt2.errors import UserError, run_command  # noqa: E402
+from gpt2.files import atomic_write  # noqa: E402
+from gpt2.kernels.threads import available_threads  # noqa: E402
+
+# Generated are B samples of `new` tokens after a prompt of `prompt` ones. Target: transformers' time / ours, at least.
+CASES = {
+    "text": {"B": 1, "prompt": 1, "new": 256, "target_ratio": 1.5},
+    "first token": {"B": 1, "prompt": 512, "new": 1, "target_ratio": 1.0},
+    "8 samples": {"B": 8, "prompt": 1, "new": 256, "target_ratio": 1.0},
+}
+# Of "text": the time of reading the weights once a token / ours. Of "8 samples": its tokens/s / those of "text".
+TARGET_SHARE, TARGET_BATCH = 0.75, 3.0
+COLUMNS = ("", "tokens/s", "transformers", "ratio", "target", "besides")
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    if not options.pytorch_python.is_file():
+        raise UserError(f"{options.pytorch_python}: no such file; make it with: python bench/compare.py --setup")
+    cases = {name: case | {"new": min(case["new"], options.most_new)} for name, case in CASES.items()}
+    rounds = run(cases, options)
+    entry = summarise(cases, rounds) | {
+        "threads": options.threads,
+        "machine": machine(rounds),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+    }
+    print(table(entry))
+    RESULTS.mkdir(exist_ok=True)
+    with atomic_write(RESULTS / "generate.json") as file:
+        file.write((json.dumps(entry, indent=1) + "\n").encode())
+    print(f"written to {RESULTS / 'generate.json'}")
+
+
+def parse_arguments(arguments=None):
+    """Returns the options as a namespace; exits with argparse's usual message if they are wrong."""
+    threads = available_threads()
+    parser = argparse.ArgumentParser(
+        description="Times text generation by this repository and by transformers, whole processes in turn.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--pairs", type=int, default=5, metavar="N", help="rounds; each runs both processes once")
+    add("--most-new", type=int, default=256, metavar="N", help="generate no more tokens than this, for a quick look")
+    add("--threads", type=int, default=threads, metavar="N", help="of every process")
+    add("--pytorch-python", type=pathlib.Path, default=VENV / "bin" / "python", metavar="PATH", help="its interpreter")
+    options = parser.parse_args(arguments)
+    # Not resolved: an environment's interpreter is a link out of it.
+    options.pytorch_python = options.pytorch_python.absolute()
+    for name in ("pairs", "most_new"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1 is needed")
+    if not 1 <= options.threads <= threads:
+        parser.error(f"--threads {options.threads}: choose from 1 to {threads}")
+    return options
+
+
+def run(cases, options):
+    """Runs the processes of all rounds; returns for each round a dict of process -> its answer."""
+    workers = {
+        "ours": (sys.executable, "decoder_worker"),
+        "transformers": (options.pytorch_python, "transformers_worker"),
+    }
+    job = {"model": str(WORK / "model.bin"), "folder": str(WORK / "model"), "sizes": GPT2_124M, "cases": cases}
+    job["threads"] = options.threads
+    environment = os.environ | dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads)
+    )
+
+    def answer_of(who, label, **changes):
+        python, module = workers[who]
+        print(f"{label}: {who} ...", end=" ", flush=True)
+        command = [python, "-m", f"bench.{module}", json.dumps(job | changes)]
+        process = subprocess.run(command, cwd=BENCH.parent, env=environment, stdout=subprocess.PIPE, text=True)
+        if process.returncode:
+            print("failed", flush=True)
+            raise UserError(f"the process for {who} ended with {process.returncode}: its message stands above")
+        answer = json.loads(process.stdout.splitlines()[-1])
+        print(", ".join(f"{name} {seconds:.2f} s" for name, seconds in answer["seconds"].items()), flush=True)
+        return answer
+
+    shutil.rmtree(WORK, ignore_errors=True)
+    WORK.mkdir()
+    try:
+        # Makes the model's files, and leaves compiled code in the cache.
+        answer_of("ours", "preparation", cases={})
+        rounds = []
+        for number in range(options.pairs):
+            label = f"round {number + 1}/{options.pairs}"
+            order = list(workers) if number % 2 == 0 else list(reversed(workers))
+            rounds.append({who: answer_of(who, label) for who in order})
+            check_tokens(rounds[-1]["ours"]["tokens"], rounds[-1]["transformers"]["tokens"])
+        return rounds
+    finally:
+        shutil.rmtree(WORK)
+
+
+def check_tokens(ours, theirs):
+    """Raises UserError unless both generated the same: a benchmark of two different computations is worth nothing."""
+    for name, tokens in ours.items():
+        if tokens != theirs[name]:
+            raise UserError(f"{name}: the tokens generated here are not those that transformers generates")
+
+
+def summarise(cases, rounds):
+    """Returns the entry for the JSON file."""
+
+    def seconds(who, name):
+        return [answers[who]["seconds"][name] for answers in rounds]
+
+    def rate(name):
+        return [cases[name]["B"] * cases[name]["new"] / time for time in seconds("ours", name)]
+
+    entry = {"peak_bytes": {who: statistics.median(a[who]["peak_bytes"] for a in rounds) for who in rounds[0]}}
+    entry["cases"] = {
+        name: case
+        | {
+            "tokens_per_s": {
+                who: case["B"] * case["new"] / statistics.median(seconds(who, name)) for who in ("ours", "transformers")
+            },
+            "time": pair_ratios(seconds("transformers", name), seconds("ours", name)),
+        }
+        for name, case in cases.items()
+    }
+    read = [answers["ours"]["sum_s"] * cases["text"]["new"] for answers in rounds]
+    entry["share_of_reading"] = pair_ratios(read, seconds("ours", "text"))
+    entry["samples_over_text"] = pair_ratios(rate("8 samples"), rate("text"))
+    return entry
+
+
+def table(entry):
+    """Returns the text to print: a line for each case; a target that was missed ends in "!"."""
+    besides = {
+        "text": ("of reading the weights", entry["share_of_reading"]["median"], TARGET_SHARE),
+        "8 samples": ("times the tokens/s of text", entry["samples_over_text"]["median"], TARGET_BATCH),
+    }
+    lines = [COLUMNS]
+    for name, case in entry["cases"].items():
+        time, target = case["time"], case["target_ratio"]
+        what, value, least = besides.get(name, ("", 0.0, 0.0))
+        lines.append(
+            (
+                name,
+                f"{case['tokens_per_s']['ours']:.1f}",
+                f"{case['tokens_per_s']['transformers']:.1f}",
+                f"{time['median']:.2f} ({time['lowest']:.2f}-{time['highest']:.2f})",
+                f">={target:.2f}" + ("" if time["median"] >= target else " !"),
+                f"{value:.2f} {what}, >={least:.2f}" + ("" if value >= least else " !") if what else "",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

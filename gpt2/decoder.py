@@ -1,0 +1,112 @@
+"""GPT-2 one token after the other: the keys and values of what went before are kept, not computed again."""
+
+import numpy as np
+
+from gpt2.config import GPT2Config
+from gpt2.errors import UserError
+from gpt2.kernels.decode import Scratch, Weights, append, last_logits, reorder, scratch_shapes
+from gpt2.layout import Layout, parameter_layout
+from gpt2.memory import allocate
+
+# Rows of a prompt that run through the layers at a time.
+CHUNK = 512
+
+
+def cache_layout(config, batch_size, length):
+    """The keys and values of `length` tokens of each sequence, and the scratch of a pass over some of them."""
+    shape = (config.L, batch_size, config.NH, length, config.HS)
+    rows = max(batch_size, min(CHUNK, batch_size * length))
+    scratch = scratch_shapes(rows, batch_size, length, config.V, config.NH, config.C)
+    return Layout({"keys": shape, "values": shape, "reordered": (config.L * batch_size * config.C,), **scratch})
+
+
+class Decoder:
+    """`batch_size` sequences of up to `length` tokens, and the logits of what may follow them.
+
+    Attributes: `config`, `batch_size`, `length`; `position`, tokens of each sequence that are in the cache. Set to a
+    smaller number, it forgets the tokens from there on.
+    """
+
+    def __init__(self, config, params, batch_size=1, length=None):
+        """params: float32 (parameter_layout(config).size,), shared and not changed; length: at most maxT, the default.
+
+        Raises UserError for sizes that cannot be, or if there is too little memory.
+        """
+        length = config.maxT if length is None else length
+        if batch_size < 1 or not 1 <= length <= config.maxT:
+            raise UserError(
+                f"{batch_size} sequences of {length} tokens: at least 1 sequence and 1 to {config.maxT} tokens expected"
+            )
+        self.config, self.batch_size, self.length = config, batch_size, length
+        layout = cache_layout(config, batch_size, length)
+        tensors = layout.views(allocate(layout.size, params.dtype, f"a cache of {batch_size}x{length} tokens"))
+        self._keys, self._values, self._reordered = (tensors.pop(name) for name in ("keys", "values", "reordered"))
+        self._scratch = Scratch(**tensors)
+        self._weights = Weights(**parameter_layout(config).views(params))
+        self._position = 0
+
+    @property
+    def position(self):
+        return self._position
+
+    @position.setter
+    def position(self, position):
+        if not 0 <= position <= self._position:
+            raise ValueError(f"position {position}: only the first {self._position} tokens are in the cache")
+        self._position = position
+
+    def forward(self, tokens):
+        """Appends tokens to each sequence; returns the logits of what follows, (batch_size,V) float32.
+
+        tokens: integers (batch_size,n) below V. (1,n), into an empty cache, begins all sequences alike and is computed
+        once. The array returned is overwritten by the next call. Raises UserError for tokens that are not such, or more
+        than there is room for.
+        """
+        tokens = self._checked(tokens)
+        B, n = tokens.shape
+        step = max(1, CHUNK // B)
+        for start in range(0, n, step):
+            chunk = np.ascontiguousarray(tokens[:, start : start + step])
+            append(self._scratch, self._weights, self._keys, self._values, chunk, self._position)
+            end = self._position + chunk.shape[1]
+            if self.batch_size > B:
+                for cache in (self._keys, self._values):
+                    cache[:, 1:, :, self._position : end] = cache[:, :1, :, self._position : end]
+            self._position = end
+        last_logits(self._scratch, self._weights, B, chunk.shape[1])
+        self._scratch.logits[B:] = self._scratch.logits[0]
+        return self._scratch.logits
+
+    def reorder(self, rows):
+        """Lets each sequence i go on from what sequence rows[i] holds now: rows, integers (batch_size,)."""
+        rows = np.asarray(rows)
+        if rows.shape != (self.batch_size,) or rows.min() < 0 or rows.max() >= self.batch_size:
+            raise ValueError(f"rows {rows.tolist()}: {self.batch_size} numbers below {self.batch_size} expected")
+        if np.array_equal(rows, np.arange(self.batch_size)):
+            return
+        rows = np.ascontiguousarray(rows, dtype=np.int64)
+        for cache in (self._keys, self._values):
+            reorder(cache, rows, self._position, self._reordered)
+
+    def _checked(self, tokens):
+        tokens = np.asarray(tokens)
+        config, most = self.config, self.length - self._position
+        alike = self._position == 0 and tokens.shape[:1] == (1,)
+        if tokens.ndim != 2 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+            raise UserError(f"tokens of shape {tokens.shape}, {tokens.dtype}: integers (B, n) expected, at least one")
+        if tokens.shape[0] != self.batch_size and not alike:
+            raise UserError(f"tokens of {tokens.shape[0]} sequences, but {self.batch_size} are in the cache")
+        if tokens.shape[1] > most:
+            raise UserError(f"{tokens.shape[1]} tokens, but the cache of {self.length} has room for {most}")
+        if tokens.min() < 0 or tokens.max() >= config.V:
+            raise UserError(f"a token is not between 0 and the vocabulary's last, {config.V - 1}")
+        return np.ascontiguousarray(tokens, dtype=np.int32)
+
+
+def prepare_kernels():
+    """Runs all that a Decoder runs once, on a model of a few numbers, so that it is compiled or loaded."""
+    config = GPT2Config(maxT=4, V=4, L=1, NH=1, C=4)
+    decoder = Decoder(config, np.zeros(parameter_layout(config).size, np.float32), batch_size=2)
+    decoder.forward([[0, 0]])
+    decoder.forward([[0], [0]])
+    decoder.reorder([1, 0])

@@ -1,0 +1,277 @@
+"""The forward pass behind a cache of keys and values: of few rows or of many, after any number that went before.
+
+Few rows are a step of generation. Reading the weights is what takes the time there, so each is read once, where it is.
+Many rows are a prompt, and run through the kernels that training has, which copy the weights for speed.
+"""
+
+from collections import namedtuple
+
+import numpy as np
+from numba import prange
+
+from gpt2.kernels.encoder import encoder_forward
+from gpt2.kernels.fastmath import exp, maximum
+from gpt2.kernels.gelu import gelu_forward
+from gpt2.kernels.gemm import calls_gemm, gemm
+from gpt2.kernels.jit import inline, kernel
+from gpt2.kernels.layernorm import layernorm_forward
+from gpt2.kernels.matmul import matmul_forward, matmul_gelu_forward, matmul_nt, matmul_residual_forward
+
+# Up to so many rows are few.
+FEW = 8
+# Rows of a weight that one task multiplies: a line of the output, and a multiple of the four that go side by side.
+_OUTPUTS = 16
+# Columns that are multiplied in one go: four rows of them and one of the input stay in the nearest cache.
+_DEPTH = 1024
+# Queries whose scores are one product; up to so many of a sequence are taken one by one instead.
+_QUERIES = 64
+_FEW_QUERIES = 4
+
+Weights = namedtuple(
+    "Weights", "wte wpe ln1w ln1b qkvw qkvb attprojw attprojb ln2w ln2b fcw fcb fcprojw fcprojb lnfw lnfb"
+)
+Scratch = namedtuple("Scratch", "residual residual2 norm mean rstd qkv atty fch fch_gelu scores last logits")
+
+
+def scratch_shapes(rows, batch_size, length, V, NH, C):
+    """Returns a dict of name -> shape of Scratch, for `rows` rows at a time and a cache of `length` tokens."""
+    return {
+        "residual": (rows, C),
+        "residual2": (rows, C),
+        "norm": (rows, C),
+        "mean": (rows,),
+        "rstd": (rows,),
+        "qkv": (rows, 3 * C),
+        "atty": (rows, C),
+        "fch": (rows, 4 * C),
+        "fch_gelu": (rows, 4 * C),
+        "scores": (batch_size * NH, min(rows, _QUERIES), length),
+        "last": (batch_size, C),
+        "logits": (batch_size, V),
+    }
+
+
+@calls_gemm
+@inline
+def append(scratch, weights, keys, values, tokens, position):
+    """Runs all layers for the tokens that follow the first `position` ones, and caches their keys and values.
+
+    scratch: Scratch; afterwards its `residual` holds what the final layernorm gets, (B*n,C). weights: Weights, of the
+    shapes that parameter_layout says. keys, values (L,B or more,NH,length,HS). tokens (B,n) int32.
+    """
+    B, n = tokens.shape
+    L, C = weights.ln1w.shape
+    N = B * n
+    residual, residual2, norm = scratch.residual[:N], scratch.residual2[:N], scratch.norm[:N]
+    mean, rstd, qkv, atty = scratch.mean[:N], scratch.rstd[:N], scratch.qkv[:N], scratch.atty[:N]
+    fch, fch_gelu = scratch.fch[:N], scratch.fch_gelu[:N]
+    encoder_forward(residual.reshape((B, n, C)), tokens, weights.wte, weights.wpe[position:])
+    for l in range(L):
+        layernorm_forward(norm, mean, rstd, residual, weights.ln1w[l], weights.ln1b[l])
+        _linear(qkv, norm, weights.qkvw[l], weights.qkvb[l])
+        atty_rows, qkv_rows = atty.reshape((B, n, C)), qkv.reshape((B, n, 3 * C))
+        cached_attention_forward(atty_rows, keys[l], values[l], qkv_rows, scratch.scores, position)
+        _linear_residual(residual2, residual, atty, weights.attprojw[l], weights.attprojb[l])
+        layernorm_forward(norm, mean, rstd, residual2, weights.ln2w[l], weights.ln2b[l])
+        _linear_gelu(fch_gelu, fch, norm, weights.fcw[l], weights.fcb[l])
+        _linear_residual(residual, residual2, fch_gelu, weights.fcprojw[l], weights.fcprojb[l])
+
+
+@calls_gemm
+@inline
+def last_logits(scratch, weights, B, n):
+    """Makes the logits of each sequence's last row, scratch.logits (B,V), of what append() left of (B,n) tokens."""
+    norm, last, logits = scratch.norm[:B], scratch.last[:B], scratch.logits[:B]
+    for b in range(B):
+        last[b] = scratch.residual[(b + 1) * n - 1]
+    layernorm_forward(norm, scratch.mean[:B], scratch.rstd[:B], last, weights.lnfw, weights.lnfb)
+    wte = weights.wte[: logits.shape[1]]
+    if B <= FEW:
+        few_nt(logits, norm, wte)
+    else:
+        matmul_nt(logits, norm, wte)
+
+
+@inline
+def _linear(out, inp, weight, bias):
+    if inp.shape[0] <= FEW:
+        few_forward(out, inp, weight, bias)
+    else:
+        matmul_forward(out, inp, weight, bias)
+
+
+@inline
+def _linear_residual(out, residual, inp, weight, bias):
+    if inp.shape[0] <= FEW:
+        few_residual_forward(out, residual, inp, weight, bias)
+    else:
+        matmul_residual_forward(out, residual, inp, weight, bias)
+
+
+@inline
+def _linear_gelu(out, pre, inp, weight, bias):
+    if inp.shape[0] <= FEW:
+        few_gelu_forward(out, pre, inp, weight, bias)
+    else:
+        matmul_gelu_forward(out, pre, inp, weight, bias)
+
+
+@kernel
+def few_forward(out, inp, weight, bias):
+    """matmul_forward for few rows: out (N,OC) = inp (N,C) @ weight.T (OC,C) + bias (OC,)."""
+    N, OC = out.shape
+    for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
+        start, stop = task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS)
+        _dots(out, inp, weight, start, stop)
+        for n in range(N):
+            for o in range(start, stop):
+                out[n, o] += bias[o]
+
+
+@kernel
+def few_residual_forward(out, residual, inp, weight, bias):
+    """matmul_residual_forward for few rows: out = residual + inp @ weight.T + bias."""
+    N, OC = out.shape
+    for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
+        start, stop = task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS)
+        _dots(out, inp, weight, start, stop)
+        for n in range(N):
+            for o in range(start, stop):
+                out[n, o] += residual[n, o] + bias[o]
+
+
+@kernel
+def few_gelu_forward(out, pre, inp, weight, bias):
+    """matmul_gelu_forward for few rows: pre = inp @ weight.T + bias, out = GELU(pre)."""
+    N, OC = out.shape
+    for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
+        start, stop = task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS)
+        _dots(pre, inp, weight, start, stop)
+        for n in range(N):
+            for o in range(start, stop):
+                pre[n, o] += bias[o]
+            gelu_forward(out[n, start:stop], pre[n, start:stop])
+
+
+@kernel
+def few_nt(out, inp, weight):
+    """matmul_nt for few rows: out (N,OC) = inp (N,C) @ weight.T, weight (OC,C)."""
+    OC = out.shape[1]
+    for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
+        _dots(out, inp, weight, task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS))
+
+
+@inline
+def _dots(out, inp, weight, start, stop):
+    """out[n,o] = inp[n] . weight[o] for all n and start <= o < stop, four rows of the weight side by side.
+
+    A product is summed up in an order that depends on its length alone.
+    """
+    N, C = inp.shape
+    zero = out.dtype.type(0)
+    for o in range(start, stop, 4):
+        # Where fewer than four rows are left, the last one stands in for those that are missing.
+        o1, o2, o3 = min(o + 1, stop - 1), min(o + 2, stop - 1), min(o + 3, stop - 1)
+        for c in range(0, C, _DEPTH):
+            end = c + _DEPTH
+            row0, row1, row2, row3 = weight[o, c:end], weight[o1, c:end], weight[o2, c:end], weight[o3, c:end]
+            for n in range(N):
+                x = inp[n, c:end]
+                sum0, sum1, sum2, sum3 = zero, zero, zero, zero
+                for i in range(x.size):
+                    sum0 += row0[i] * x[i]
+                    sum1 += row1[i] * x[i]
+                    sum2 += row2[i] * x[i]
+                    sum3 += row3[i] * x[i]
+                if c > 0:
+                    sum0, sum1, sum2, sum3 = sum0 + out[n, o], sum1 + out[n, o1], sum2 + out[n, o2], sum3 + out[n, o3]
+                out[n, o], out[n, o1], out[n, o2], out[n, o3] = sum0, sum1, sum2, sum3
+
+
+@kernel
+def cached_attention_forward(atty, keys, values, qkv, scores, position):
+    """atty = softmax(q k^T / sqrt(HS)) v, of new queries over all that went before and themselves.
+
+    atty (B,n,C). keys, values (B or more,NH,length,HS): the first `position` are read, the next n written. qkv
+    (B,n,3C): queries, keys, values of the new tokens. scores: scratch, a panel of (queries,length) for each head.
+    """
+    B, n, _ = atty.shape
+    NH, HS = keys.shape[1], keys.shape[3]
+    heads = qkv.reshape((B * n * 3 * NH, HS))
+    for task in prange(B * NH):
+        b, h = task // NH, task % NH
+        k, v = keys[b, h], values[b, h]
+        for t in range(n):
+            row = (b * n + t) * 3 * NH + h
+            for c in range(HS):
+                k[position + t, c] = heads[row + NH, c]
+                v[position + t, c] = heads[row + 2 * NH, c]
+        if n <= _FEW_QUERIES:
+            for t in range(n):
+                row, stop = (b * n + t) * 3 * NH + h, position + t + 1
+                _dots(scores[task, :1], heads[row : row + 1], k, 0, stop)
+                _softmax(scores[task, 0, :stop], stop, HS)
+                _weighted_sum(atty[b, t, h * HS : (h + 1) * HS], scores[task, 0, :stop], v)
+        else:
+            q, out = qkv[b, :, h * HS : (h + 1) * HS], atty[b, :, h * HS : (h + 1) * HS]
+            for first in range(0, n, scores.shape[1]):
+                last = min(n, first + scores.shape[1])
+                stop = position + last
+                panel = scores[task, : last - first, :stop]
+                gemm(panel, q[first:last], k[:stop], False, True, 1.0, 0.0)
+                for t in range(first, last):
+                    _softmax(scores[task, t - first, :stop], position + t + 1, HS)
+                gemm(out[first:last], panel, v[:stop], False, False, 1.0, 0.0)
+
+
+@inline
+def _softmax(row, count, HS):
+    """The softmax of row / sqrt(HS), in place, over its first `count` numbers; the others, future keys', become 0."""
+    scale = row.dtype.type(1 / np.sqrt(HS))
+    present = row[:count]
+    highest = maximum(present)
+    total = row.dtype.type(0)
+    for j in range(count):
+        present[j] = exp((present[j] - highest) * scale)
+        total += present[j]
+    for j in range(count):
+        present[j] /= total
+    for j in range(count, row.size):
+        row[j] = row.dtype.type(0)
+
+
+@inline
+def _weighted_sum(out, weights, rows):
+    """out (HS,) = weights (n,) @ rows (n or more,HS), four rows side by side."""
+    n, zero = weights.size, out.dtype.type(0)
+    for c in range(out.size):
+        out[c] = zero
+    for j in range(0, n // 4 * 4, 4):
+        row0, row1, row2, row3 = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
+        weight0, weight1, weight2, weight3 = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
+        for c in range(out.size):
+            out[c] += weight0 * row0[c] + weight1 * row1[c] + weight2 * row2[c] + weight3 * row3[c]
+    for j in range(n // 4 * 4, n):
+        weight, row = weights[j], rows[j]
+        for c in range(out.size):
+            out[c] += weight * row[c]
+
+
+@kernel
+def reorder(cache, rows, count, scratch):
+    """cache[:, b] = cache[:, rows[b]], all at once, of the first `count` tokens.
+
+    cache (L,B,NH,length,HS). rows (B,). scratch: at least L*NH*B*HS numbers, flat.
+    """
+    L, B, NH, _, HS = cache.shape
+    for task in prange(L * NH):
+        l, h = task // NH, task % NH
+        kept = scratch[task * B * HS : (task + 1) * B * HS].reshape((B, HS))
+        for t in range(count):
+            for b in range(B):
+                for c in range(HS):
+                    kept[b, c] = cache[l, rows[b], h, t, c]
+            for b in range(B):
+                if rows[b] != b:
+                    for c in range(HS):
+                        cache[l, b, h, t, c] = kept[b, c]

@@ -1,0 +1,286 @@
+"""Models from one form into another, and what Hugging Face's own library makes of a folder written here."""
+
+import errno
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from gpt2 import GPT2, convert, files, tokenizer
+from gpt2.checkpoint import load_model, save_model
+from gpt2.config import GPT2Config
+from gpt2.errors import UserError, run_command
+from gpt2.huggingface import load_folder
+from gpt2.weights import load_weights
+from tests.numeric import random_batch, randomise
+from tests.test_tokenizer import byte_vocabulary, pin_byte_vocabulary, write_vocabulary
+
+CONFIG = GPT2Config(maxT=12, V=50, L=2, NH=2, C=8)
+WITHOUT_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors"}
+TOKENIZER = {"merges.txt", "vocab.json", "special_tokens_map.json", "tokenizer_config.json"}
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A small model, saved as ours.bin in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    model = GPT2(CONFIG)
+    randomise(model, np.random.default_rng(0))
+    model.save("ours.bin")
+    return model
+
+
+@pytest.fixture
+def speaker(tmp_path, monkeypatch):
+    """A model with as many tokens as GPT-2, saved as ours.bin in the working folder, and a vocabulary of bytes."""
+    monkeypatch.chdir(tmp_path)
+    pin_byte_vocabulary(monkeypatch)
+    (tmp_path / "data").mkdir()
+    write_vocabulary(tmp_path / "data")
+    GPT2(GPT2Config(maxT=12, L=1, NH=1, C=4)).save("ours.bin")
+
+
+def entries():
+    return set(os.listdir("."))
+
+
+def test_there_and_back_is_the_identity_bit_for_bit(model, tmp_path):
+    convert.convert("ours.bin", "folder")
+    convert.convert("folder", "back.bin")
+    assert (tmp_path / "back.bin").read_bytes() == (tmp_path / "ours.bin").read_bytes()
+    convert.convert("back.bin", "again")
+    for name in WITHOUT_TOKENIZER:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
+    assert entries() == {"ours.bin", "back.bin", "folder", "again"}
+
+
+def test_version_1_becomes_version_3(model, tmp_path):
+    header = np.zeros(256, "<i4")
+    header[:7] = 20240326, 1, CONFIG.maxT, CONFIG.V, CONFIG.L, CONFIG.NH, CONFIG.C
+    tensors = [model.params["wte"][: CONFIG.V], *list(model.params.values())[1:]]
+    (tmp_path / "old.bin").write_bytes(header.tobytes() + b"".join(tensor.tobytes() for tensor in tensors))
+    convert.convert("old.bin", "new.bin")
+    assert (tmp_path / "new.bin").read_bytes() == (tmp_path / "ours.bin").read_bytes()
+
+
+@pytest.mark.parametrize("target", ["half.bin", "half"])
+def test_bfloat16_halves_the_model_and_is_exact_from_then_on(model, tmp_path, target):
+    convert.convert("ours.bin", target, "bfloat16")
+    _, rounded = load_weights(target)
+    assert 0 < np.max(np.abs(rounded - model.params_flat) / np.maximum(np.abs(model.params_flat), 1e-6)) <= 2**-8
+    body = tmp_path / target if target.endswith(".bin") else tmp_path / target / "model.safetensors"
+    assert body.stat().st_size < 0.8 * (tmp_path / "ours.bin").stat().st_size  # the headers weigh much here
+    convert.convert(target, "whole.bin")
+    assert np.array_equal(load_model("whole.bin")[1], rounded)
+    convert.convert("whole.bin", "again.bin", "bfloat16")
+    assert np.array_equal(load_model("again.bin")[1], rounded)
+
+
+def test_it_says_what_it_read_and_wrote(model, capsys):
+    convert.convert("ours.bin", "folder")
+    convert.convert("folder", "back.bin", "bfloat16")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"read ours.bin: {CONFIG.num_parameters:,} parameters, ")
+    assert lines[1].startswith("the tokenizer is left out: the model has 50 tokens, GPT-2's vocabulary has 50257")
+    assert lines[2].startswith("wrote folder: a Hugging Face folder, float32, 0.0 MB, ")
+    assert lines[4].startswith("wrote back.bin: llm.c's version 5, bfloat16, 0.0 MB, ")
+    assert set(os.listdir("folder")) == WITHOUT_TOKENIZER
+
+
+def test_a_vocabulary_that_cannot_be_had_is_left_out(model, monkeypatch, capsys):
+    def unavailable(data_dir):
+        raise UserError("no vocabulary")
+
+    monkeypatch.setattr(tokenizer, "EOT", CONFIG.V - 1)
+    monkeypatch.setattr(tokenizer, "vocabulary_files", unavailable)
+    convert.convert("ours.bin", "folder")
+    assert "the tokenizer is left out: no vocabulary\n" in capsys.readouterr().out
+    assert set(os.listdir("folder")) == WITHOUT_TOKENIZER
+
+
+def test_the_vocabulary_goes_along(speaker, tmp_path):
+    convert.convert("ours.bin", "folder")
+    folder = tmp_path / "folder"
+    assert set(os.listdir("folder")) == WITHOUT_TOKENIZER | TOKENIZER
+    assert (folder / "merges.txt").read_bytes() == byte_vocabulary()["vocab.bpe"]
+    assert (folder / "vocab.json").read_bytes() == byte_vocabulary()["encoder.json"]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert (settings["tokenizer_class"], settings["model_max_length"]) == ("GPT2Tokenizer", 12)
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 50256
+
+
+def refused(message, *arguments, **options):
+    before = entries()
+    with pytest.raises(UserError, match=message) as caught:
+        convert.convert(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    assert entries() == before
+
+
+def test_a_target_that_is_there_is_refused_before_anything_is_read(model, monkeypatch):
+    for target in ("there.bin", "there"):
+        convert.convert("ours.bin", target)
+    monkeypatch.setattr(convert, "load_weights", lambda *args: pytest.fail("read"))
+    for target in ("there.bin", "there"):
+        refused(f"^{target}: already there.*--force", "ours.bin", target)
+
+
+def test_force_replaces_the_whole_target(model, tmp_path):
+    other = GPT2(CONFIG, seed=1)
+    other.save("there.bin")
+    convert.convert("there.bin", "there")
+    (tmp_path / "there" / "tokenizer.json").write_bytes(b"of an older model")
+    convert.convert("ours.bin", "there", force=True)
+    convert.convert("ours.bin", "there.bin", force=True)
+    assert set(os.listdir("there")) == WITHOUT_TOKENIZER
+    assert np.array_equal(load_folder("there")[1], model.params_flat)
+    assert (tmp_path / "there.bin").read_bytes() == (tmp_path / "ours.bin").read_bytes()
+    assert entries() == {"ours.bin", "there", "there.bin"}
+
+
+def test_a_model_can_replace_itself(model):
+    convert.convert("ours.bin", "folder")
+    convert.convert("folder", "folder", "bfloat16", force=True)
+    assert np.allclose(load_folder("folder")[1], model.params_flat, rtol=2**-8, atol=0)
+
+
+def test_force_spares_what_is_no_model(model, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    refused("^thesis: holds 'chapter1.txt', which is no part of what is written", "ours.bin", "thesis", force=True)
+    convert.convert("ours.bin", "run")
+    (tmp_path / "run" / "checkpoint-500").mkdir()
+    refused("^run: holds 'checkpoint-500'", "ours.bin", "run", force=True)
+    (tmp_path / "tokens.bin").write_bytes(b"1234567")
+    refused("^tokens.bin: not a model file, so --force does not replace it", "ours.bin", "tokens.bin", force=True)
+
+
+def test_a_folder_s_own_vocabulary_goes_along(model, tmp_path):
+    convert.convert("ours.bin", "one")
+    (tmp_path / "one" / "vocab.json").write_text("{}")
+    (tmp_path / "one" / "merges.txt").write_text("#version: 0.2")
+    convert.convert("one", "two")
+    assert (tmp_path / "two" / "vocab.json").read_text() == "{}"
+    assert (tmp_path / "two" / "merges.txt").read_text() == "#version: 0.2"
+
+
+def test_a_number_too_large_for_bfloat16_is_refused(model):
+    model.params["fcw"][1, 2, 3] = 3.4e38
+    save_model("ours.bin", CONFIG, model.params_flat)
+    for target in ("new.bin", "new"):
+        refused("too large for bfloat16", "ours.bin", target, dtype="bfloat16")
+
+
+def test_the_target_s_name_says_what_it_is(model, tmp_path):
+    (tmp_path / "folder.bin").mkdir()
+    refused(r"^folder.bin: a folder, but a name in .bin means a model file", "ours.bin", "folder.bin", force=True)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refused(r"^model.safetensors: a file, but", "ours.bin", "model.safetensors", force=True)
+
+
+def test_what_else_is_refused(model):
+    refused("^--dtype float16: expected one of float32, bfloat16$", "ours.bin", "new.bin", dtype="float16")
+    refused("^missing: no such folder", "ours.bin", "missing/new.bin")
+    refused("^missing.bin: No such file", "missing.bin", "new")
+    refused("^nothing: no such file or folder", "nothing", "new")
+
+
+@pytest.mark.parametrize("target", ["new.bin", "new"])
+def test_a_model_with_a_number_that_is_not_finite_is_refused(model, target):
+    model.params["fcw"][1, 2, 3] = np.inf
+    save_model("ours.bin", CONFIG, model.params_flat)
+    refused("^ours.bin: tensor fcw holds a number that is not finite", "ours.bin", target)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_full_disk_leaves_what_was_there(model, tmp_path, monkeypatch, call, force):
+    rename = os.rename
+
+    def refuse(*arguments):
+        if call == "rename" and arguments[0].name != "new":
+            return rename(*arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if force:
+        GPT2(CONFIG, seed=1).save("other.bin")
+        convert.convert("other.bin", "folder")
+        before = load_folder("folder")[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        refused("^folder: the disk is full", "ours.bin", "folder", force=force)
+    if force:
+        assert np.array_equal(load_folder("folder")[1], before)
+
+
+def test_a_disk_that_fills_while_the_weights_are_written(model, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gpt2.huggingface.write_floats", refuse)
+    refused("^folder: the disk is full", "ours.bin", "folder")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_a_folder_has_the_permissions_of_any_new_one(model, tmp_path):
+    convert.convert("ours.bin", "folder")
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "folder").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ours.bin", "new", "--dtype", "int8"], "error: --dtype int8: expected one of float32, bfloat16"),
+        (["ours.bin", "ours.bin"], "error: ours.bin: already there; choose another name, or replace it with --force"),
+    ],
+)
+def test_the_command_ends_with_one_line(model, monkeypatch, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["convert", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        run_command(convert.main)
+    assert caught.value.code == message
+
+
+def test_the_command(model, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["convert", "ours.bin", "new.bin", "--dtype", "bfloat16"])
+    convert.main()
+    with files.open_to_read("new.bin") as file:
+        assert files.read_header(file, "new.bin", "a model file")[1] == 5
+    monkeypatch.setattr(sys, "argv", ["convert", "ours.bin", "new.bin", "--force"])
+    convert.main()
+    assert np.array_equal(load_model("new.bin")[1], model.params_flat)
+
+
+def test_transformers_reads_the_folder(model):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    convert.convert("ours.bin", "folder")
+    theirs, report = transformers.GPT2LMHeadModel.from_pretrained("folder", output_loading_info=True)
+    assert not any(report.values()), report
+    tokens, _ = random_batch(CONFIG, 3, 12, np.random.default_rng(1))
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
+    assert np.max(np.abs(logits - model.logits(tokens))) < 1e-4
+
+
+def test_our_reader_takes_a_folder_of_transformers(model):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    convert.convert("ours.bin", "folder")
+    transformers.GPT2LMHeadModel.from_pretrained("folder").save_pretrained("theirs")
+    assert np.array_equal(load_folder("theirs")[1], model.params_flat)
+
+
+def test_the_tokenizer_of_transformers_gives_the_same_ids(speaker):
+    transformers = pytest.importorskip("transformers")
+    convert.convert("ours.bin", "folder")
+    theirs, ours = transformers.GPT2TokenizerFast.from_pretrained("folder"), tokenizer.load_tokenizer()
+    assert theirs.eos_token_id == theirs.bos_token_id == 50256
+    for text in ("the other, then the end", " two  spaces\n\n", "Zürich 東京", "don't"):
+        ids = ours.encode_ordinary(text)
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids) == text
+    assert 256 in ours.encode_ordinary("to the end")  # " t", the one merge
