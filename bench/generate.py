@@ -21,11 +21,12 @@ from gpt2.errors import UserError, run_command  # noqa: E402
 from gpt2.files import atomic_write  # noqa: E402
 from gpt2.kernels.threads import available_threads  # noqa: E402
 
-# Generated are B samples of `new` tokens after a prompt of `prompt` ones. Target: transformers' time / ours, at least.
+# Generated are B samples of `new` tokens after a prompt of `prompt` ones, `times` times over. Target: transformers' time
+# / ours, at least.
 CASES = {
-    "text": {"B": 1, "prompt": 1, "new": 256, "target_ratio": 1.5},
-    "first token": {"B": 1, "prompt": 512, "new": 1, "target_ratio": 1.0},
-    "8 samples": {"B": 8, "prompt": 1, "new": 256, "target_ratio": 1.0},
+    "text": {"B": 1, "prompt": 1, "new": 256, "times": 1, "target_ratio": 1.5},
+    "first token": {"B": 1, "prompt": 512, "new": 1, "times": 9, "target_ratio": 1.0},
+    "8 samples": {"B": 8, "prompt": 1, "new": 256, "times": 1, "target_ratio": 1.0},
 }
 # Of "text": the time of reading the weights once a token / ours. Of "8 samples": its tokens/s / those of "text".
 TARGET_SHARE, TARGET_BATCH = 0.75, 3.0
