@@ -21,7 +21,7 @@ from gpt2.errors import UserError, run_command  # noqa: E402
 from gpt2.files import atomic_write  # noqa: E402
 from gpt2.kernels.threads import available_threads  # noqa: E402
 
-# Generated are B samples of `new` tokens after a prompt of `prompt` ones, `times` times over. Target: transformers' time
+# Generated are B samples of `new` tokens after a prompt of `prompt` ones, `times` times. Target: transformers' time
 # / ours, at least.
 CASES = {
     "text": {"B": 1, "prompt": 1, "new": 256, "times": 1, "target_ratio": 1.5},
