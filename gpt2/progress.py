@@ -16,7 +16,7 @@ def compilation_shown():
 
     def started(name):
         if bar.disable and not names:
-            print("compiling the kernels: half a minute, in the first run only", file=sys.stderr, flush=True)
+            print("compiling the kernels: a minute, in the first run only", file=sys.stderr, flush=True)
         names.append(name)
         bar.set_postfix_str(name)
 
