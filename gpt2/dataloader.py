@@ -19,7 +19,8 @@ class DataLoader:
     When fewer remain it goes on with the next file, by name, and after the last with the first, one epoch later.
     patterns: a path or a glob, or a list of those. V: every token id must be below it.
     Raises UserError for no such file, a malformed one, an id at or above V, and fewer than B*T+1 tokens in a file.
-    Attributes: `num_tokens` in all files; `num_batches` in an epoch.
+    Attributes: `shards`, each file's ids, mapped, integers (count,); `num_tokens` in all of them; `num_batches` in an
+    epoch.
     """
 
     def __init__(self, patterns, B, T, V):
