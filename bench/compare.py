@@ -91,25 +91,32 @@ def main(arguments=None):
 
 def parse_arguments(arguments=None):
     """Returns the options as a namespace; exits with argparse's usual message if they are wrong."""
-    threads = available_threads()
-    parser = argparse.ArgumentParser(
-        description="Times training steps of this repository and of PyTorch, whole processes in turn.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser("Times training steps of this repository and of PyTorch, whole processes in turn.")
     add = parser.add_argument
     add("--setup", action="store_true", help="make the environment for PyTorch's side, and measure nothing")
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=f"of {', '.join(ROWS)}")
-    add("--pairs", type=int, default=5, metavar="N", help="rounds; each runs every process once")
-    add("--threads", type=int, default=threads, metavar="N", help="of every process")
     add("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help=f"PyTorch's: {', '.join(MODES)}")
-    add("--pytorch-python", type=pathlib.Path, default=VENV / "bin" / "python", metavar="PATH", help="its interpreter")
-    options = parser.parse_args(arguments)
+    return checked(parser, parser.parse_args(arguments))
+
+
+def make_parser(description):
+    """Returns a parser with the options that both benchmarks have; see `checked`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add, python = parser.add_argument, VENV / "bin" / "python"
+    add("--pairs", type=int, default=5, metavar="N", help="rounds; each runs every process once")
+    add("--threads", type=int, default=available_threads(), metavar="N", help="of every process")
+    add("--pytorch-python", type=pathlib.Path, default=python, metavar="PATH", help="PyTorch's interpreter")
+    return parser
+
+
+def checked(parser, options):
+    """Returns the options; exits as argparse does if one of make_parser's is wrong."""
     # The workers start in the repository's folder. Not resolved: an environment's interpreter is a link out of it.
     options.pytorch_python = options.pytorch_python.absolute()
     if options.pairs < 1:
         parser.error(f"--pairs {options.pairs}: at least 1 is needed")
-    if not 1 <= options.threads <= threads:
-        parser.error(f"--threads {options.threads}: choose from 1 to {threads}")
+    if not 1 <= options.threads <= available_threads():
+        parser.error(f"--threads {options.threads}: choose from 1 to {available_threads()}")
     return options
 
 
@@ -123,6 +130,20 @@ def set_up():
             raise UserError("PyTorch's environment could not be made: the message stands above")
 
 
+def ask(python, module, job):
+    """Has a worker of this folder do a job in a process of its own; returns its answer."""
+    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = os.environ | dict.fromkeys(variables, str(job["threads"]))
+    command = [python, "-m", f"bench.{module}", json.dumps(job)]
+    process = subprocess.run(command, cwd=BENCH.parent, env=environment, stdout=subprocess.PIPE, text=True)
+    if process.returncode:
+        print("failed", flush=True)
+        raise UserError(f"{module} ended with {process.returncode}: its message stands above")
+    if not process.stdout:
+        raise UserError(f"{python}: printed nothing, so it is no Python that can measure; name another")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
 def run_row(row, options):
     """Runs all processes of a row; returns a dict of process -> its answer for each round."""
     workers = {"ours": (sys.executable, "gpt2_worker", {})}
@@ -132,21 +153,11 @@ def run_row(row, options):
     workers["bare"] = (options.pytorch_python, "bare_worker", bare)
     job = {"model": str(WORK / "model.bin"), "sizes": row.sizes, "B": row.B, "T": row.T, "threads": options.threads}
     job |= {"warmup_steps": WARMUP_STEPS, "steps": row.steps}
-    environment = os.environ | dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads)
-    )
 
     def run(who, label, **changes):
         python, module, own = workers[who]
         print(f"[{row.name}] {label}: {who} ...", end=" ", flush=True)
-        command = [python, "-m", f"bench.{module}", json.dumps(job | own | changes)]
-        process = subprocess.run(command, cwd=BENCH.parent, env=environment, stdout=subprocess.PIPE, text=True)
-        if process.returncode:
-            print("failed", flush=True)
-            raise UserError(f"the process for {who} ended with {process.returncode}: its message stands above")
-        if not process.stdout:
-            raise UserError(f"{python}: printed nothing, so it is no Python that can measure; name another")
-        answer = json.loads(process.stdout.splitlines()[-1])
+        answer = ask(python, module, job | own | changes)
         print(progress(answer), flush=True)
         return answer
 

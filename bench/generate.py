@@ -3,23 +3,19 @@
 `python bench/compare.py --setup` makes their environment, `python bench/generate.py` measures.
 """
 
-import argparse
 import datetime
 import json
-import os
 import pathlib
 import shutil
 import statistics
-import subprocess
 import sys
 
 BENCH = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(BENCH.parent))
 
-from bench.compare import GPT2_124M, RESULTS, VENV, WORK, machine, pair_ratios  # noqa: E402
+from bench.compare import GPT2_124M, RESULTS, WORK, ask, checked, machine, make_parser, pair_ratios  # noqa: E402
 from gpt2.errors import UserError, run_command  # noqa: E402
 from gpt2.files import atomic_write  # noqa: E402
-from gpt2.kernels.threads import available_threads  # noqa: E402
 
 # Generated are B samples of `new` tokens after a prompt of `prompt` ones, `times` times. Target: transformers' time
 # / ours, at least.
@@ -53,24 +49,11 @@ def main(arguments=None):
 
 def parse_arguments(arguments=None):
     """Returns the options as a namespace; exits with argparse's usual message if they are wrong."""
-    threads = available_threads()
-    parser = argparse.ArgumentParser(
-        description="Times text generation by this repository and by transformers, whole processes in turn.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--pairs", type=int, default=5, metavar="N", help="rounds; each runs both processes once")
-    add("--most-new", type=int, default=256, metavar="N", help="generate no more tokens than this, for a quick look")
-    add("--threads", type=int, default=threads, metavar="N", help="of every process")
-    add("--pytorch-python", type=pathlib.Path, default=VENV / "bin" / "python", metavar="PATH", help="its interpreter")
-    options = parser.parse_args(arguments)
-    # Not resolved: an environment's interpreter is a link out of it.
-    options.pytorch_python = options.pytorch_python.absolute()
-    for name in ("pairs", "most_new"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1 is needed")
-    if not 1 <= options.threads <= threads:
-        parser.error(f"--threads {options.threads}: choose from 1 to {threads}")
+    parser = make_parser("Times text generation by this repository and by transformers, whole processes in turn.")
+    parser.add_argument("--most-new", type=int, default=256, metavar="N", help="generate no more tokens than this")
+    options = checked(parser, parser.parse_args(arguments))
+    if options.most_new < 1:
+        parser.error(f"--most-new {options.most_new}: at least 1 is needed")
     return options
 
 
@@ -82,19 +65,10 @@ def run(cases, options):
     }
     job = {"model": str(WORK / "model.bin"), "folder": str(WORK / "model"), "sizes": GPT2_124M, "cases": cases}
     job["threads"] = options.threads
-    environment = os.environ | dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads)
-    )
 
     def answer_of(who, label, **changes):
-        python, module = workers[who]
         print(f"{label}: {who} ...", end=" ", flush=True)
-        command = [python, "-m", f"bench.{module}", json.dumps(job | changes)]
-        process = subprocess.run(command, cwd=BENCH.parent, env=environment, stdout=subprocess.PIPE, text=True)
-        if process.returncode:
-            print("failed", flush=True)
-            raise UserError(f"the process for {who} ended with {process.returncode}: its message stands above")
-        answer = json.loads(process.stdout.splitlines()[-1])
+        answer = ask(*workers[who], job | changes)
         print(", ".join(f"{name} {seconds:.2f} s" for name, seconds in answer["seconds"].items()), flush=True)
         return answer
 
