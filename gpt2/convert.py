@@ -12,10 +12,10 @@ import tempfile
 import time
 
 from gpt2 import tokenizer
-from gpt2.checkpoint import MAGIC, WRITTEN_VERSIONS, save_model
 from gpt2.errors import UserError, from_os_error, run_command
 from gpt2.files import open_to_read, sync
 from gpt2.huggingface import CONFIG, GENERATION_CONFIG, WEIGHTS, save_folder, write_json
+from gpt2.modelfile import MAGIC, WRITTEN_VERSIONS, save_model
 from gpt2.weights import load_weights
 
 MERGES, VOCABULARY = "merges.txt", "vocab.json"

@@ -8,12 +8,12 @@ import re
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from gpt2.checkpoint import STORED, read_floats, write_floats
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError
 from gpt2.files import open_to_read
 from gpt2.layout import parameter_layout
 from gpt2.memory import allocate
+from gpt2.modelfile import STORED, read_floats, write_floats
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -63,7 +63,7 @@ ARCHITECTURE = {
 def load_folder(path):
     """Reads a Hugging Face GPT-2 model folder: config.json and model.safetensors, in float32, float16 or bfloat16.
 
-    Returns (GPT2Config, params) as checkpoint.load_model does. Raises UserError for another architecture, and for a
+    Returns (GPT2Config, params) as modelfile.load_model does. Raises UserError for another architecture, and for a
     tensor that is missing, unexpected, of the wrong shape, or not finite.
     """
     path = pathlib.Path(path)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from gpt2 import checkpoint, weights
+from gpt2 import modelfile, weights
 from gpt2.errors import UserError
 from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
 from gpt2.kernels.classifier import classifier_backward, classifier_forward
@@ -136,7 +136,7 @@ class GPT2:
 
     def save(self, path):
         """Writes the parameters in llm.c's format, version 3."""
-        checkpoint.save_model(path, self.config, self.params_flat)
+        modelfile.save_model(path, self.config, self.params_flat)
 
     def zero_grad(self):
         """Sets all gradients to zero."""

@@ -7,7 +7,6 @@ import sys
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
-from gpt2.checkpoint import load_model, map_model, save_model
 from gpt2.config import PRESETS
 from gpt2.errors import UnavailableError, UserError
 from gpt2.fetch import make_folder
@@ -15,6 +14,7 @@ from gpt2.files import sha256
 from gpt2.huggingface import CONFIG, WEIGHTS, load_folder, read_config, read_weights
 from gpt2.layout import parameter_layout
 from gpt2.memory import require
+from gpt2.modelfile import load_model, map_model, save_model
 
 # The released models: the names they go by, those of PRESETS -> their repositories on the hub.
 RELEASED = {
@@ -41,7 +41,7 @@ def load_weights(name, data_dir="data", writable=True):
     name: one of RELEASED; FILE.bin in llm.c's format, version 1, 3 or 5; a Hugging Face folder; or OWNER/NAME on the
     Hugging Face hub, of any GPT-2 that is stored in one model.safetensors. A released name means the hub even where a
     folder is called so. What the hub gives stays in its cache; `data_dir` keeps gpt2 converted, as gpt2_124M.bin.
-    writable: False maps a file of version 3 (see checkpoint.map_model) instead of reading it, and its numbers are then
+    writable: False maps a file of version 3 (see modelfile.map_model) instead of reading it, and its numbers are then
     not checked; otherwise a tensor with a number that is not finite is refused.
     Raises UserError, and UnavailableError within seconds if the hub cannot be asked or does not have the model.
     """

@@ -11,7 +11,7 @@ KERNEL_LIBRARIES = {"numba", "llvmlite"}
 
 # Module -> what of the package it may know. "kernels" stands for all of its modules.
 FILES = {"errors", "files"}
-MODEL_FILES = {*FILES, "config", "layout", "memory", "checkpoint", "weights"}
+MODEL_FILES = {*FILES, "config", "layout", "memory", "modelfile", "weights"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
@@ -19,10 +19,10 @@ MAY_IMPORT = {
     "config": {"errors"},
     "layout": {"errors"},
     "kernels": {"kernels", "errors"},
-    "checkpoint": {*FILES, "config", "layout", "memory"},
-    "huggingface": {*FILES, "config", "layout", "memory", "checkpoint"},
-    "weights": {*FILES, "config", "layout", "memory", "checkpoint", "huggingface", "fetch"},
-    "convert": {*FILES, "checkpoint", "huggingface", "weights", "tokenizer"},
+    "modelfile": {*FILES, "config", "layout", "memory"},
+    "huggingface": {*FILES, "config", "layout", "memory", "modelfile"},
+    "weights": {*FILES, "config", "layout", "memory", "modelfile", "huggingface", "fetch"},
+    "convert": {*FILES, "modelfile", "huggingface", "weights", "tokenizer"},
     "model": {*MODEL_FILES, "kernels"},
     "optimizer": {"errors", "config", "layout", "memory", "kernels", "model"},
     "decoder": {"errors", "config", "layout", "memory", "kernels"},

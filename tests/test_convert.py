@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gpt2 import GPT2, convert, files, tokenizer
-from gpt2.checkpoint import load_model, save_model
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError, run_command
 from gpt2.huggingface import load_folder
+from gpt2.modelfile import load_model, save_model
 from gpt2.weights import load_weights
 from tests.numeric import random_batch, randomise
 from tests.test_tokenizer import byte_vocabulary, pin_byte_vocabulary, write_vocabulary

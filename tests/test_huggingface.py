@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from gpt2 import checkpoint, huggingface
+from gpt2 import huggingface, modelfile
 from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
 from gpt2.layout import parameter_layout
@@ -280,6 +280,6 @@ def test_the_model_is_in_memory_once_with_one_tensor(tmp_path):
         tracemalloc.stop()
     assert np.array_equal(read, params)
     # The table of tensors and a chunk on its way come on top.
-    assert writing - before < 4 * tensor + 16 * checkpoint.CHUNK
-    assert reading - before_reading < 4 * size + 4 * tensor + 16 * checkpoint.CHUNK
-    assert 4 * size > 2 * (4 * tensor + 16 * checkpoint.CHUNK), "else a second model would pass unnoticed"
+    assert writing - before < 4 * tensor + 16 * modelfile.CHUNK
+    assert reading - before_reading < 4 * size + 4 * tensor + 16 * modelfile.CHUNK
+    assert 4 * size > 2 * (4 * tensor + 16 * modelfile.CHUNK), "else a second model would pass unnoticed"

@@ -13,10 +13,10 @@ import pytest
 
 import train_gpt2
 from gpt2 import GPT2, GPT2Config, memory, trainer, weights
-from gpt2.checkpoint import load_model
 from gpt2.dataset import write_tokens
 from gpt2.errors import UnavailableError, UserError
 from gpt2.kernels.threads import available_threads, set_threads
+from gpt2.modelfile import load_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)

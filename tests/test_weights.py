@@ -14,11 +14,11 @@ import threading
 import numpy as np
 import pytest
 
-from gpt2 import checkpoint, huggingface, weights
-from gpt2.checkpoint import load_model, save_model
+from gpt2 import huggingface, modelfile, weights
 from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UnavailableError, UserError
 from gpt2.layout import parameter_layout
+from gpt2.modelfile import load_model, save_model
 from gpt2.weights import load_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def test_writable_decides_whether_a_file_is_mapped(tmp_path, monkeypatch):
     save_model(tmp_path / "x.bin", CONFIG, np.full(parameters().size, np.nan, np.float32))
     with pytest.raises(UserError, match="not finite"):
         load_weights(tmp_path / "x.bin")
-    monkeypatch.setattr(checkpoint, "allocate", lambda *args: pytest.fail("read"))
+    monkeypatch.setattr(modelfile, "allocate", lambda *args: pytest.fail("read"))
     assert np.isnan(load_weights(tmp_path / "x.bin", writable=False)[1]).all()
 
 

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from gpt2 import checkpoint
+from gpt2 import modelfile
 from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
 from gpt2.layout import parameter_layout
@@ -43,9 +43,9 @@ GOOD = file_bytes(HEADER, parameters())
 
 def test_version_3_is_written_byte_for_byte_and_read_back(tmp_path):
     path = tmp_path / "x.bin"
-    checkpoint.save_model(path, CONFIG, parameters())
+    modelfile.save_model(path, CONFIG, parameters())
     assert path.read_bytes() == GOOD
-    config, params = checkpoint.load_model(path)
+    config, params = modelfile.load_model(path)
     assert config == CONFIG
     assert params.dtype == np.float32
     assert np.array_equal(params, parameters())
@@ -55,7 +55,7 @@ def test_version_1_is_padded(tmp_path):
     params = parameters()
     path = tmp_path / "x.bin"
     path.write_bytes(file_bytes([20240326, 1, 5, 7, 2, 2, 4], np.concatenate([params[:28], params[512:]])))
-    config, read = checkpoint.load_model(path)
+    config, read = modelfile.load_model(path)
     assert config == CONFIG
     assert np.array_equal(read, params)
 
@@ -63,7 +63,7 @@ def test_version_1_is_padded(tmp_path):
 def test_version_5_is_widened(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(file_bytes([20240326, 5, *HEADER[2:]], (parameters().view(np.uint32) >> 16).astype("<u2")))
-    config, params = checkpoint.load_model(path)
+    config, params = modelfile.load_model(path)
     assert config == CONFIG
     assert params.dtype == np.float32
     assert np.array_equal(params, parameters())
@@ -76,23 +76,23 @@ def test_chunks_of_any_size_read_the_same(tmp_path, monkeypatch, version, chunk)
     body = {1: np.concatenate([params[:28], params[512:]]), 3: params, 5: (params.view(np.uint32) >> 16).astype("<u2")}
     path = tmp_path / "x.bin"
     path.write_bytes(file_bytes([20240326, version, *HEADER[2:]], body[version]))
-    monkeypatch.setattr(checkpoint, "CHUNK", chunk)
-    assert np.array_equal(checkpoint.load_model(path)[1], params)
+    monkeypatch.setattr(modelfile, "CHUNK", chunk)
+    assert np.array_equal(modelfile.load_model(path)[1], params)
 
 
 def test_rows_that_pad_the_vocabulary_are_zero_whatever_the_file_holds(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(file_bytes(HEADER, parameters(padding=9)))
-    assert np.array_equal(checkpoint.load_model(path)[1], parameters())
+    assert np.array_equal(modelfile.load_model(path)[1], parameters())
 
 
 @pytest.mark.parametrize("name", ["wte", "fcprojw", "lnfb"])
 def test_numbers_that_are_not_finite(tmp_path, name):
     params = parameters()
     PADDED.views(params)[name].flat[0] = np.nan
-    checkpoint.save_model(tmp_path / "x.bin", CONFIG, params)
+    modelfile.save_model(tmp_path / "x.bin", CONFIG, params)
     with pytest.raises(UserError, match=f"x.bin: tensor {name} holds a number that is not finite"):
-        checkpoint.load_model(tmp_path / "x.bin")
+        modelfile.load_model(tmp_path / "x.bin")
 
 
 @pytest.mark.parametrize(
@@ -115,23 +115,21 @@ def test_numbers_that_are_not_finite(tmp_path, name):
     ],
 )
 def test_rounding_to_bfloat16(bits, expected):
-    assert checkpoint._bfloat16(np.array([bits], "<u4").view("<f4")).tolist() == [expected]
+    assert modelfile._bfloat16(np.array([bits], "<u4").view("<f4")).tolist() == [expected]
 
 
 def test_rounding_to_bfloat16_is_to_the_nearest():
     values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
-    rounded = (checkpoint._bfloat16(values).astype(np.uint32) << 16).view(np.float32)
+    rounded = (modelfile._bfloat16(values).astype(np.uint32) << 16).view(np.float32)
     step = 2.0 ** (np.floor(np.log2(np.abs(values))) - 7)
     assert np.max(np.abs(rounded.astype(float) - values) / step) <= 0.5
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
 def test_version_5_is_written_byte_for_byte(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(checkpoint, "CHUNK", chunk)
+    monkeypatch.setattr(modelfile, "CHUNK", chunk)
     path = tmp_path / "x.bin"
-    checkpoint.save_model(
-        path, CONFIG, parameters() * np.float32(1 + 2**-12), "bfloat16"
-    )  # rounds back to parameters()
+    modelfile.save_model(path, CONFIG, parameters() * np.float32(1 + 2**-12), "bfloat16")  # rounds back to parameters()
     assert path.read_bytes() == file_bytes(
         [20240326, 5, *HEADER[2:]], (parameters().view(np.uint32) >> 16).astype("<u2")
     )
@@ -140,7 +138,7 @@ def test_version_5_is_written_byte_for_byte(tmp_path, monkeypatch, chunk):
 def test_mapped_file_is_the_model_and_never_written(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(GOOD)
-    config, params = checkpoint.map_model(path)
+    config, params = modelfile.map_model(path)
     assert config == CONFIG
     assert type(params) is np.ndarray and params.dtype == np.float32 and params.shape == (PADDED.size,)
     assert np.array_equal(params, parameters())
@@ -150,9 +148,9 @@ def test_mapped_file_is_the_model_and_never_written(tmp_path):
 
 def test_mapped_file_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "x.bin"
-    checkpoint.save_model(path, CONFIG, np.full(PADDED.size, np.nan, np.float32))
-    monkeypatch.setattr(checkpoint, "allocate", lambda *args: pytest.fail("allocated"))
-    assert np.isnan(checkpoint.map_model(path)[1]).all()
+    modelfile.save_model(path, CONFIG, np.full(PADDED.size, np.nan, np.float32))
+    monkeypatch.setattr(modelfile, "allocate", lambda *args: pytest.fail("allocated"))
+    assert np.isnan(modelfile.map_model(path)[1]).all()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +167,7 @@ def test_files_of_every_size(tmp_path, name, sizes, numbers):
     path = tmp_path / "x.bin"
     path.write_bytes(file_bytes([20240326, 3, 1024, 50257, *sizes, 50304], np.zeros(0)))
     os.truncate(path, 1024 + 4 * numbers)  # a hole, which takes no room on the disk
-    config, params = checkpoint.map_model(path)
+    config, params = modelfile.map_model(path)
     assert config == PRESETS[name]
     assert params.size == numbers
 
@@ -180,7 +178,7 @@ def test_versions_that_cannot_be_mapped_are_read(tmp_path, version):
     body = {1: np.concatenate([params[:28], params[512:]]), 5: (params.view(np.uint32) >> 16).astype("<u2")}
     path = tmp_path / "x.bin"
     path.write_bytes(file_bytes([20240326, version, *HEADER[2:]], body[version]))
-    assert np.array_equal(checkpoint.map_model(path)[1], params)
+    assert np.array_equal(modelfile.map_model(path)[1], params)
 
 
 WRONG = {
@@ -215,8 +213,8 @@ WRONG = {
 def test_wrong_files_are_refused_before_anything_is_allocated(tmp_path, monkeypatch, content, message):
     path = tmp_path / "x.bin"
     path.write_bytes(content)
-    monkeypatch.setattr(checkpoint.np, "zeros", lambda *args, **kwargs: pytest.fail("allocated"))
-    for read in (checkpoint.load_model, checkpoint.map_model):
+    monkeypatch.setattr(modelfile.np, "zeros", lambda *args, **kwargs: pytest.fail("allocated"))
+    for read in (modelfile.load_model, modelfile.map_model):
         with pytest.raises(UserError, match=message) as caught:
             read(path)
         assert str(caught.value).startswith(f"{path}: ")
@@ -226,7 +224,7 @@ def test_wrong_files_are_refused_before_anything_is_allocated(tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["missing.bin", "."])
 def test_paths_that_are_no_file(tmp_path, name):
     with pytest.raises(UserError, match=r"No such file|Is a directory"):
-        checkpoint.load_model(tmp_path / name)
+        modelfile.load_model(tmp_path / name)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read anything")
@@ -235,7 +233,7 @@ def test_unreadable_file(tmp_path):
     path.write_bytes(GOOD)
     path.chmod(0)
     with pytest.raises(UserError, match="Permission denied"):
-        checkpoint.load_model(path)
+        modelfile.load_model(path)
 
 
 def test_full_disk_keeps_the_old_model(tmp_path, monkeypatch):
@@ -248,10 +246,10 @@ def test_full_disk_keeps_the_old_model(tmp_path, monkeypatch):
         return file
 
     path = tmp_path / "x.bin"
-    checkpoint.save_model(path, CONFIG, parameters())
+    modelfile.save_model(path, CONFIG, parameters())
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", open_on_full_disk)
     with pytest.raises(UserError, match="disk is full"):
-        checkpoint.save_model(path, CONFIG, parameters() + 1)
+        modelfile.save_model(path, CONFIG, parameters() + 1)
     assert path.read_bytes() == GOOD
     assert os.listdir(tmp_path) == ["x.bin"]
 
@@ -266,13 +264,13 @@ def test_the_model_is_in_memory_only_once(tmp_path, version):
     )
     tracemalloc.start()
     try:
-        _, params = checkpoint.load_model(path)
+        _, params = modelfile.load_model(path)
         _, loading = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
         before, _ = tracemalloc.get_traced_memory()
-        checkpoint.save_model(path, config, params, "bfloat16" if version == 5 else "float32")
+        modelfile.save_model(path, config, params, "bfloat16" if version == 5 else "float32")
         _, saving = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert loading < 4 * size + 16 * checkpoint.CHUNK
-    assert saving - before < 30 * checkpoint.CHUNK < 4 * size
+    assert loading < 4 * size + 16 * modelfile.CHUNK
+    assert saving - before < 30 * modelfile.CHUNK < 4 * size
