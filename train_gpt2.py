@@ -21,11 +21,12 @@ def parse_arguments(arguments=None):
         default="gpt2",
         metavar="NAME|FILE.bin|DIR|scratch",
         help="start from released weights (gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or OWNER/NAME on the "
-        "Hugging Face hub), a model file, a Hugging Face folder, or random weights",
+        "Hugging Face hub), a model file, the folder of a run, a Hugging Face folder, or random weights",
     )
     files = {"nargs": "+", "metavar": "FILE", "default": argparse.SUPPRESS}
     add("--train-data", **files, help="token files or globs (default: what prepro_tinyshakespeare.py made)")
     add("--val-data", **files, help="the same for validation")
+    add("--shuffle", action="store_true", help="read the training data in another order each epoch, drawn by --seed")
 
     add = parser.add_argument_group("batches and steps").add_argument
     add("--batch-size", "-b", type=_whole(1), default=4, metavar="B", help="sequences in a batch")
@@ -64,6 +65,21 @@ def parse_arguments(arguments=None):
     add("--eps", type=_real(0), default=1e-8, help="AdamW's guard against division by zero")
     add("--weight-decay", type=_real(0), default=0.0, metavar="W", help="on matrices and embeddings only")
     add("--grad-clip", type=_real(0), default=0.0, metavar="NORM", help="largest gradient norm, 0: off")
+    add(
+        "--skip-nonfinite",
+        type=_whole(0),
+        default=0,
+        metavar="N",
+        help="leave out up to so many updates whose loss or gradient is not finite, instead of ending the run",
+    )
+    add(
+        "--skip-spikes",
+        type=_real(0),
+        default=0.0,
+        metavar="Z",
+        help="leave out updates whose loss or gradient norm lies more than Z standard deviations above the mean of the "
+        "last 128 (at most 11.3 are possible), 0: off",
+    )
 
     add = parser.add_argument_group("validation and samples").add_argument
     add("--val-every", type=_whole(0), default=10, metavar="N", help="steps between validations, 0: never")
@@ -73,11 +89,36 @@ def parse_arguments(arguments=None):
     add("--prompt", default="", metavar="TEXT", help="what a sample continues; empty: a new document")
 
     add = parser.add_argument_group("the run").add_argument
-    add("--out-dir", default="out", metavar="DIR", help="where the model, metrics.jsonl and loss.png go")
-    add("--seed", type=_whole(0), default=1337, metavar="N", help="of random weights and samples")
+    add("--out-dir", default="out", metavar="DIR", help="where checkpoints, metrics.jsonl and loss.png go")
+    add("--checkpoint-every", type=_whole(0), default=200, metavar="N", help="steps between them, 0: only at the end")
+    add("--keep", type=_whole(1), default=2, metavar="N", help="how many checkpoints stay, the newest ones")
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="go on from the newest checkpoint in DIR or --out-dir, with that run's options but for those given anew",
+    )
+    add("--resume-anyway", action="store_true", help="go on even if the run could not have come there by these options")
+    add("--seed", type=_whole(0), default=1337, metavar="N", help="of random weights, samples and --shuffle")
     add("--threads", type=int, default=available_threads(), metavar="N", help="the result does not depend on it")
-    undecided = {"train_data": None, "val_data": None, "learning_rate": None, "warmup_steps": None}
-    return parser.parse_args(arguments, argparse.Namespace(**undecided))
+    return _complete(parser, arguments)
+
+
+def _complete(parser, arguments):
+    """Returns all options, and as `given` the names of those that the arguments have."""
+    undecided = dict.fromkeys(("train_data", "val_data", "learning_rate", "warmup_steps", "resume"))
+    defaults = vars(parser.parse_args([], argparse.Namespace(**undecided)))
+    # What an attribute holds already, argparse leaves: None stays where nothing is given.
+    values = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(defaults))))
+    given = {name: value for name, value in values.items() if value is not None}
+    options = argparse.Namespace(**defaults | given, given=given.keys())
+    if options.resume and "out_dir" not in given:
+        options.out_dir = options.resume
+    elif options.resume == "":
+        options.resume = options.out_dir
+    return options
 
 
 def _whole(lowest):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, quoted
 
 VOCAB_MULTIPLE = 128
 
@@ -24,7 +24,7 @@ class GPT2Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not 1 <= value < 2**31:
-                raise UserError(f"model size {field.name}={value} is not between 1 and 2^31 - 1")
+                raise UserError(f"model size {field.name}={quoted(value)} is not between 1 and 2^31 - 1")
         if self.C % self.NH:
             raise UserError(f"the {self.C} channels cannot be divided among {self.NH} heads")
 

@@ -146,7 +146,8 @@ def main():
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="FILE.bin, version 1, 3 or 5; a Hugging Face folder; or a name on its hub: gpt2, gpt2-large, OWNER/NAME",
+        help="FILE.bin, version 1, 3 or 5; the folder of a training run; a Hugging Face folder; or a name on its hub: "
+        "gpt2, gpt2-large, OWNER/NAME",
     )
     parser.add_argument("target", metavar="DST", help="FILE.bin, or the name of the folder to write")
     parser.add_argument("--dtype", default="float32", help="how DST holds the numbers: float32 or bfloat16")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import reprlib
 import sys
 
 
@@ -18,6 +19,13 @@ def from_os_error(error, path):
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: the disk is full; free some space or choose another folder")
     return UserError(f"{path}: {error.strerror or error}")
+
+
+def quoted(value):
+    """Whatever a file holds in a value's place, as it may stand in a message: printable, and shortened."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel, shortened.maxstring = 1, 120
+    return shortened.repr(value)
 
 
 def run_command(main):

@@ -228,7 +228,7 @@ def parse_arguments(arguments=None):
         required=True,
         metavar="NAME|FILE.bin|DIR",
         help="released weights (gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or OWNER/NAME on the Hugging Face "
-        "hub), a model file, or a Hugging Face folder",
+        "hub), a model file, the folder of a training run (its newest model), or a Hugging Face folder",
     )
     add("--data", nargs="+", metavar="FILE", help="token files or globs, each file a text of its own")
     add(

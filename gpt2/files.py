@@ -1,5 +1,6 @@
 """Files that are either whole or not there: checked reading, and writing beside the target before renaming."""
 
+import concurrent.futures
 import contextlib
 import hashlib
 import os
@@ -18,7 +19,8 @@ HEADER_BYTES = 4 * HEADER_INTS
 def atomic_write(path):
     """Yields a binary file beside `path` that takes its name once it is complete and on the disk.
 
-    Raises UserError when the folder or the disk refuses; whatever stood at `path` before is then untouched.
+    Raises UserError when the folder or the disk refuses. Whatever stood at `path` before is then untouched, unless all
+    that failed was to put the new name on the disk: then the new file is there, complete.
     """
     path = pathlib.Path(path)
     temporary = None
@@ -36,7 +38,41 @@ def atomic_write(path):
         raise from_os_error(error, path) from error
     finally:
         if temporary is not None:
-            pathlib.Path(temporary).unlink(missing_ok=True)
+            # What went wrong before is what the user is told.
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+class HashedFile:
+    """Writes to a binary file and takes the SHA-256 of what it writes, meanwhile, in a thread of its own.
+
+    What is given to write() is not copied: it must not change before the next digest() or the end of the `with`.
+    Attribute: `size`, the bytes written.
+    """
+
+    def __init__(self, file):
+        self.size = 0
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._last = None
+
+    def write(self, data):
+        """Writes an object with a contiguous buffer."""
+        self._last = self._thread.submit(self._hash.update, data)
+        self.size += self._file.write(data)
+
+    def digest(self):
+        """The SHA-256 of everything written so far, 32 bytes."""
+        if self._last is not None:
+            self._last.result()
+        return self._hash.digest()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._thread.shutdown(cancel_futures=True)
 
 
 def read_header(file, path, expected):

@@ -34,7 +34,7 @@ def parse_arguments(arguments=None):
         "--model",
         default="gpt2",
         metavar="FILE.bin|DIR|NAME",
-        help="a model file, a Hugging Face folder, or a name on the hub (default: gpt2)",
+        help="a model file, the folder of a training run, a Hugging Face folder, or a name on the hub (default: gpt2)",
     )
     add("--prompt", metavar="TEXT", help="what to continue; <|endoftext|> in it is text like any other")
     add("--prompt-file", metavar="FILE", help="the same from a file in UTF-8, without the line break that ends it")

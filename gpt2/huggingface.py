@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from gpt2.config import GPT2Config
-from gpt2.errors import UserError
+from gpt2.errors import UserError, quoted
 from gpt2.files import open_to_read
 from gpt2.layout import parameter_layout
 from gpt2.memory import allocate
@@ -105,23 +105,23 @@ def read_config(path):
         raise UserError(f"{path}: expected a JSON object with the model's configuration")
     # Before all else: another architecture may lack the other keys.
     if fields.get("model_type") != "gpt2":
-        raise UserError(f"{path}: model_type is {fields.get('model_type')!r}, only 'gpt2' is supported")
+        raise UserError(f"{path}: model_type is {quoted(fields.get('model_type'))}, only 'gpt2' is supported")
     if fields.get("activation_function") == "gelu_pytorch_tanh":  # another name of the same function
         fields["activation_function"] = ARCHITECTURE["activation_function"]
     for key, supported in ARCHITECTURE.items():
         if (value := fields.get(key, supported)) != supported:
-            raise UserError(f"{path}: {key} is {value!r}, only {supported!r} is supported")
+            raise UserError(f"{path}: {key} is {quoted(value)}, only {supported!r} is supported")
     sizes = {}
     for name, key in FOREIGN_SIZES.items():
         sizes[name] = fields.get(key)
         if type(sizes[name]) is not int:  # isinstance would let true pass
-            raise UserError(f"{path}: {key} is {sizes[name]!r}, expected a whole number")
+            raise UserError(f"{path}: {key} is {quoted(sizes[name])}, expected a whole number")
     try:
         config = GPT2Config(**sizes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if fields.get("n_inner") not in (None, 4 * config.C):
-        raise UserError(f"{path}: n_inner is {fields['n_inner']!r}, only null or 4 * n_embd is supported")
+        raise UserError(f"{path}: n_inner is {quoted(fields['n_inner'])}, only null or 4 * n_embd is supported")
     return config
 
 
@@ -132,7 +132,7 @@ def read_weights(path, config):
         with safe_open(path, framework="numpy") as file:
             stored = _checked_names(file, path, config)
     except SafetensorError as error:
-        raise UserError(f"{path}: corrupt, or not a safetensors file: {error}") from error
+        raise UserError(f"{path}: corrupt, or not a safetensors file: {quoted(str(error))}") from error
     layout = parameter_layout(config)
     params = allocate(layout.size, np.float32, f"the model in {path}")
     views = layout.views(params)
@@ -203,19 +203,23 @@ def _checked_names(file, path, config):
     unexpected = {name for name in stored if not MASK.fullmatch(name)}
     for name in unexpected:
         if (dtype := file.get_slice(stored[name]).get_dtype()) not in DTYPES:
-            raise UserError(f"{path}: tensor {name!r} is stored as {dtype}, expected F32, F16 or BF16; convert it")
+            raise UserError(
+                f"{path}: tensor {quoted(name)} is stored as {dtype}, expected F32, F16 or BF16; convert it"
+            )
     if HEAD in unexpected:
         unexpected.remove(HEAD)
         if (found := tuple(file.get_slice(stored[HEAD]).get_shape())) != (config.V, config.C):
-            raise UserError(f"{path}: tensor {HEAD} has shape {found}, expected that of wte.weight")
+            raise UserError(f"{path}: tensor {HEAD} has shape {quoted(found)}, expected that of wte.weight")
     for name, _, _, shape in _pieces(config):
         if name not in stored:
             raise UserError(f"{path}: tensor {name} is missing, config.json asks for it")
         if (found := tuple(file.get_slice(stored[name]).get_shape())) != shape:
-            raise UserError(f"{path}: tensor {name} has shape {found}, expected {shape}")
+            raise UserError(f"{path}: tensor {name} has shape {quoted(found)}, expected {shape}")
         unexpected.remove(name)
     if unexpected:
-        raise UserError(f"{path}: tensor {min(unexpected)!r} does not belong to a GPT-2 with the sizes in config.json")
+        raise UserError(
+            f"{path}: tensor {quoted(min(unexpected))} does not belong to a GPT-2 with the sizes in config.json"
+        )
     return stored
 
 

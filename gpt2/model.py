@@ -122,7 +122,7 @@ class GPT2:
 
     @classmethod
     def load(cls, path):
-        """Reads a model file in llm.c's format (float32 or bfloat16) or a Hugging Face folder."""
+        """Reads a model file in llm.c's format (float32 or bfloat16), the folder of a run, or a Hugging Face folder."""
         return cls._from_parameters(*weights.load_path(path))
 
     @classmethod

@@ -28,7 +28,7 @@ def load_model(path):
     with a number that is not finite.
     """
     with open_to_read(path) as file:
-        config, version = _read_sizes(file, path)
+        config, version = read_sizes(file, path)
         layout, dtype = parameter_layout(config), VERSION_DTYPES[version]
         params = allocate(layout.size, np.float32, f"the model in {path}")
         for name in layout.shapes:
@@ -49,7 +49,7 @@ def map_model(path):
     A change to params is this process's own and never reaches the file.
     """
     with open_to_read(path) as file:
-        config, version = _read_sizes(file, path)
+        config, version = read_sizes(file, path)
         if version != FLOAT32:
             return load_model(path)
         try:
@@ -65,11 +65,16 @@ def save_model(path, config, params, dtype="float32"):
 
     params: float32 (parameter_layout(config).size,). Raises UserError when the folder or the disk refuses.
     """
+    with atomic_write(path) as file:
+        write_model(file, config, params, dtype)
+
+
+def write_model(file, config, params, dtype="float32"):
+    """Writes what `save_model` does to an open file; float32 from params itself, of which nothing is copied."""
     assert params.shape == (parameter_layout(config).size,)
     version = WRITTEN_VERSIONS[dtype]
-    with atomic_write(path) as file:
-        write_header(file, [MAGIC, version, config.maxT, config.V, config.L, config.NH, config.C, config.Vp])
-        write_floats(file, params, dtype)
+    write_header(file, [MAGIC, version, config.maxT, config.V, config.L, config.NH, config.C, config.Vp])
+    write_floats(file, params, dtype)
 
 
 def read_floats(file, out, dtype, what):
@@ -80,9 +85,10 @@ def read_floats(file, out, dtype, what):
     stored = STORED[dtype]
     for start in range(0, out.size, CHUNK):
         chunk = out[start : start + CHUNK]
-        data = np.frombuffer(file.read(chunk.size * stored.itemsize), stored)
-        if data.size < chunk.size:
+        data = file.read(chunk.size * stored.itemsize)
+        if len(data) < chunk.size * stored.itemsize:
             raise UserError(f"{what} ends early: the file has been cut off meanwhile")
+        data = np.frombuffer(data, stored)
         if dtype == "bfloat16":
             np.left_shift(data, 16, out=chunk.view(np.uint32), dtype=np.uint32)
         else:
@@ -114,7 +120,11 @@ def _bfloat16(values):
     return rounded.astype("<u2")
 
 
-def _read_sizes(file, path):
+def read_sizes(file, path):
+    """Reads the header of a model file, open for reading at its start, and checks it and the file's length.
+
+    Returns (GPT2Config, version). Raises UserError.
+    """
     magic, version, maxT, V, L, NH, C, Vp = (int(value) for value in read_header(file, path, "a model file")[:8])
     if magic != MAGIC:
         raise UserError(

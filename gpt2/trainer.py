@@ -1,30 +1,35 @@
 """The training loop: train, validate, sample, log, save."""
 
+import contextlib
+import datetime
 import math
-import pathlib
+import os
 import resource
-import shutil
+import shlex
 import sys
 import time
 
 import numpy as np
 from tqdm import tqdm
 
-from gpt2 import tokenizer, weights
-from gpt2.config import PRESETS, GPT2Config
-from gpt2.context import Context
+from gpt2 import checkpoint
+from gpt2.config import GPT2Config
 from gpt2.dataloader import DataLoader
 from gpt2.decoder import prepare_kernels
-from gpt2.errors import UnavailableError, UserError, from_os_error
+from gpt2.errors import UserError
 from gpt2.kernels.threads import set_threads
-from gpt2.memory import require
 from gpt2.metrics import Metrics
-from gpt2.model import GPT2, activation_layout
+from gpt2.model import GPT2
+from gpt2.nonfinite import first_nonfinite, first_nonfinite_gradient
 from gpt2.optimizer import AdamW, clip_scale, gradient_norm, learning_rate
+from gpt2.outliers import OutlierDetector
 from gpt2.progress import compilation_shown
-from gpt2.sampling import Sampling, generate
+from gpt2.resume import changed_versions, check_data, go_to_position, not_this_version, resumed_options, run_description
+from gpt2.room import checkpoint_bytes, require_disk, require_memory
+from gpt2.sampler import Sampler
+from gpt2.start import DATA, data_files, initial_config, initial_model, locked_folder, make_way
+from gpt2.stop import StopSignals
 
-DATA = pathlib.Path("data")
 # From trained weights: llm.c's. From random ones: of the rates tried from 3e-4 to 2e-3, the higher ones sent the
 # validation loss up on the way through 40 steps of the default batch.
 FINE_TUNING = {"learning_rate": 1e-4, "warmup_steps": 0}
@@ -32,94 +37,251 @@ FROM_SCRATCH = {"learning_rate": 3e-4, "warmup_steps": 10}
 
 
 def train(options):
-    """Runs what the options of train_gpt2.py (see its --help) ask for."""
+    """Runs what the options of train_gpt2.py (see its --help) ask for.
+
+    Returns the exit status: None, or 128 and the number of the signal that ended the run early.
+    """
     started = time.perf_counter()
     set_threads(options.threads)
-    out_dir = _output_folder(options.out_dir)
-    train_files = _data_files(options.train_data, "train")
-    val_files = _data_files(options.val_data, "val") if options.val_every else None
-    model, pretrained = _initial_model(options)
-    recipe = FINE_TUNING if pretrained else FROM_SCRATCH
-    peak_lr = recipe["learning_rate"] if options.learning_rate is None else options.learning_rate
-    warmup_steps = recipe["warmup_steps"] if options.warmup_steps is None else options.warmup_steps
-
-    B, T = options.batch_size, options.seq_len
-    if model.config.maxT < T:
-        raise UserError(f"--seq-len {T}: the model's positions end at {model.config.maxT}")
-    train_loader = DataLoader(train_files, B, T, model.config.V)
-    val_loader = DataLoader(val_files, B, T, model.config.V) if val_files else None
-    _check_room(model, B, T, out_dir)
-    _describe(options, model, train_loader, val_loader, peak_lr, warmup_steps)
-    _compile_kernels()
-
-    optimizer = AdamW(model, options.beta1, options.beta2, options.eps, options.weight_decay)
-    sampler = Sampler(model, options) if options.sample_every else None
-    width = len(str(options.max_steps))
-    metrics = Metrics(out_dir)
-    if val_loader:
-        metrics.write({"step": 0, "val_loss": _validate(model, val_loader, options.val_batches)})
-    for step in range(1, options.max_steps + 1):
-        lr = learning_rate(
-            step - 1, options.lr_schedule, peak_lr, warmup_steps, options.max_steps, options.final_lr_fraction
-        )
-        record = {"step": step} | _train_step(model, optimizer, train_loader, lr, options)
-        print(_step_line(record, width, options.max_steps), flush=True)
-        if not (math.isfinite(record["train_loss"]) and math.isfinite(record["grad_norm"])):
-            raise UserError(f"the loss or the gradient is not finite at step {step}: try a lower --learning-rate")
-        if val_loader and _due(step, options.val_every, options.max_steps):
-            record["val_loss"] = _validate(model, val_loader, options.val_batches)
-        metrics.write(record)
-        if _due(step, options.sample_every, options.max_steps):
-            sampler.show()
-    model.save(out_dir / "model.bin")
-    metrics.draw()
-    print(f"model saved to {out_dir / 'model.bin'}, losses to {metrics.path} and {metrics.picture}")
+    if options.resume is not None and not os.path.isdir(options.resume):
+        raise UserError(f"{options.resume}: no such folder; --resume goes on with a run whose --out-dir that was")
+    with contextlib.ExitStack() as stack:
+        out_dir, found = locked_folder(options.out_dir, stack), None
+        if options.resume is not None:
+            found = checkpoint.find(options.resume)
+            options = resumed_options(options, found)
+        run = Run(options, out_dir, found)
+        if not run.in_place:
+            # Only now: the new run's model may be the earlier one's.
+            make_way(out_dir, stack)
+        status = run.go()
     minutes = (time.perf_counter() - started) / 60
-    print(f"{options.max_steps} steps in {minutes:.1f} minutes all told, peak memory {_peak_bytes() / 1e9:.2f} GB")
+    print(f"{run.step} steps, {minutes:.1f} minutes, peak memory {_peak_bytes() / 1e9:.2f} GB", flush=True)
+    return status
 
 
-def _train_step(model, optimizer, loader, lr, options):
-    """One update of the parameters; returns its record."""
-    forward = backward = loss = 0.0
-    start = time.perf_counter()
-    for micro_step in range(options.grad_accum_steps):
-        if options.overfit_single_batch:
-            loader.reset()
-        tokens, targets = loader.next_batch()
-        before = time.perf_counter()
-        loss += model.forward(tokens, targets, accumulate=micro_step > 0) / options.grad_accum_steps
-        between = time.perf_counter()
-        model.backward()
-        forward += between - before
-        backward += time.perf_counter() - between
-    update_start = time.perf_counter()
-    scale = 1 / options.grad_accum_steps
-    if options.grad_clip:
-        scale *= clip_scale(scale * gradient_norm(model), options.grad_clip)
-    norm = optimizer.step(lr, scale) / options.grad_accum_steps
-    end = time.perf_counter()
-    return {
-        "train_loss": loss,
-        "grad_norm": norm,
-        "lr": lr,
-        "forward_ms": 1e3 * forward,
-        "backward_ms": 1e3 * backward,
-        "update_ms": 1e3 * (end - update_start),
-        "tokens_per_s": options.batch_size * options.seq_len * options.grad_accum_steps / (end - start),
-    }
+class Run:
+    """A training run from its first step on, or from a checkpoint on.
+
+    What its next steps depend on is the model, the optimizer, the position of `train_loader`, the windows of
+    `outliers`, `step` and the options. A checkpoint holds all that: a resumed run is the run it would have been.
+    """
+
+    def __init__(self, options, out_dir, found=None):
+        """out_dir: a folder that nobody else writes to. found: the checkpoint.Checkpoint to go on from."""
+        self.options, self.out_dir, self.found = options, out_dir, found
+        self.in_place = found is not None and os.path.samefile(found.folder, out_dir)
+        self.step, self.losses = 0, {}
+        self.left_out = {"nonfinite": 0, "spike": 0}
+        self.outliers = {"train_loss": OutlierDetector(), "grad_norm": OutlierDetector()}
+        self._open_data(initial_config(found.model if found else options.init))
+        self.model = GPT2.load(found.model) if found else self._initial_model()
+        self.optimizer = AdamW(self.model, options.beta1, options.beta2, options.eps, options.weight_decay)
+        if found:
+            self._restore()
+        self._describe()
+        _compile_kernels()
+        self.sampler = None
+        if options.sample_every:
+            self.sampler = Sampler(self.model, options.sample_tokens, options.prompt, options.seed, DATA)
+
+    def _open_data(self, config):
+        """Opens the token files, having checked that there is room for what training takes."""
+        options, B, T = self.options, self.options.batch_size, self.options.seq_len
+        if config.maxT < T:
+            raise UserError(f"--seq-len {T}: the model's positions end at {config.maxT}")
+        options.train_data = data_files(options.train_data, "train")
+        options.val_data = data_files(options.val_data, "val") if options.val_every else options.val_data
+        self._require_room(config)
+        shuffle_seed = options.seed if options.shuffle else None
+        self.train_loader = DataLoader(options.train_data, B, T, config.V, shuffle_seed)
+        self.val_loader = DataLoader(options.val_data, B, T, config.V) if options.val_every else None
+
+    def _require_room(self, config):
+        options = self.options
+        # A prompt has at most as many tokens as bytes.
+        sample_length = min(config.maxT, max(1, len(options.prompt.encode())) + options.sample_tokens)
+        require_memory(config, options.batch_size, options.seq_len, sample_length if options.sample_every else 0)
+        saves = -(-options.max_steps // options.checkpoint_every) if options.checkpoint_every else 1
+        # While one is written, those that stay are still there.
+        at_once = max(1, min(saves, options.keep + 1))
+        replaced = len(checkpoint.steps(self.out_dir)) * checkpoint_bytes(config) if self.in_place else 0
+        require_disk(config, self.out_dir, at_once, replaced)
+
+    def _initial_model(self):
+        options = self.options
+        model, pretrained = initial_model(options.init, options.seed)
+        for name, value in (FINE_TUNING if pretrained else FROM_SCRATCH).items():
+            if getattr(options, name) is None:
+                setattr(options, name, value)
+        return model
+
+    def go(self):
+        """Takes the steps that are left, and saves. Returns what `train` does."""
+        options, found = self.options, self.found
+        self.metrics = Metrics.resume(found.folder, self.out_dir, self.step) if found else Metrics(self.out_dir)
+        if not found and self.val_loader:
+            self.metrics.write({"step": 0, "val_loss": _validate(self.model, self.val_loader, options.val_batches)})
+        saved = self.step if self.in_place else None
+        self._resumed_at, self._loop_started = self.step, time.perf_counter()
+        with StopSignals() as stop:
+            while self.step < options.max_steps and not stop.received:
+                self._advance()
+                if _due(self.step, options.checkpoint_every):
+                    self._save()
+                    saved = self.step
+            if saved != self.step:
+                self._save()
+        if self.step < options.max_steps:
+            print(f"go on with: python train_gpt2.py --resume {shlex.quote(str(self.out_dir))}", flush=True)
+            return 128 + stop.received
+        self.metrics.draw()
+        print(f"losses in {self.metrics.path} and {self.metrics.picture}")
+        return None
+
+    def _advance(self):
+        """Takes one step, with what is due after it."""
+        options, step = self.options, self.step + 1
+        last = step == options.max_steps
+        record = {"step": step} | self._train_step(step)
+        print(f"{_step_line(record, options.max_steps)} | {self._time_left(step)} left", flush=True)
+        if self.val_loader and (last or _due(step, options.val_every)):
+            record["val_loss"] = _validate(self.model, self.val_loader, options.val_batches)
+        self.metrics.write(record)
+        if self.sampler and (last or _due(step, options.sample_every)):
+            self.sampler.show(step)
+        self.step = step
+        for name in ("train_loss", "val_loss"):
+            if math.isfinite(record.get(name, math.nan)):
+                self.losses[name] = record[name]
+
+    def _time_left(self, step):
+        seconds = (time.perf_counter() - self._loop_started) / (step - self._resumed_at)
+        return datetime.timedelta(seconds=round(seconds * (self.options.max_steps - step)))
+
+    def _train_step(self, step):
+        """One update of the parameters; returns its record."""
+        options, model, loader = self.options, self.model, self.train_loader
+        count = options.grad_accum_steps
+        lr = learning_rate(
+            step - 1,
+            options.lr_schedule,
+            options.learning_rate,
+            options.warmup_steps,
+            options.max_steps,
+            options.final_lr_fraction,
+        )
+        forward = backward = loss = 0.0
+        batch, nonfinite = loader.position, None
+        start = time.perf_counter()
+        for micro_step in range(count):
+            if options.overfit_single_batch:
+                loader.reset()
+            position = loader.position
+            tokens, targets = loader.next_batch()
+            before = time.perf_counter()
+            batch_loss = model.forward(tokens, targets, accumulate=micro_step > 0)
+            between = time.perf_counter()
+            if not (math.isfinite(batch_loss) or nonfinite):
+                batch, nonfinite = position, first_nonfinite(model)
+            model.backward()
+            loss += batch_loss / count
+            forward += between - before
+            backward += time.perf_counter() - between
+        update_start = time.perf_counter()
+        norm, left_out = self._update(loss, lr)
+        end = time.perf_counter()
+        record = {
+            "train_loss": loss,
+            "grad_norm": norm,
+            "lr": lr,
+            "forward_ms": 1e3 * forward,
+            "backward_ms": 1e3 * backward,
+            "update_ms": 1e3 * (end - update_start),
+            "tokens_per_s": options.batch_size * options.seq_len * count / (end - start),
+        }
+        if left_out:
+            self.left_out[left_out] += 1
+            record |= {"left_out": left_out, "left_out_so_far": self.left_out[left_out]}
+        if self.left_out["nonfinite"] > options.skip_nonfinite:
+            where = loader.where(batch) + (f" (or the {count - 1} after it)" if count > 1 and not nonfinite else "")
+            raise UserError(
+                f"step {step}: the loss is {loss}, the gradient's norm {norm}; the first number that is not finite is "
+                f"in {nonfinite or first_nonfinite_gradient(model)}; batch: {where}; nothing of this step was saved: "
+                "try a lower --learning-rate, or --skip-nonfinite"
+            )
+        return record
+
+    def _update(self, loss, lr):
+        """Updates the parameters, unless there is a reason not to.
+
+        Returns (the gradient's norm, None or the reason: "nonfinite" or "spike").
+        """
+        options, scale = self.options, 1 / self.options.grad_accum_steps
+        if math.isfinite(loss) and not (options.grad_clip or options.skip_nonfinite or options.skip_spikes):
+            # The norm comes out of the update's own pass over the gradients.
+            norm = scale * self.optimizer.step(lr, scale)
+            return norm, None if math.isfinite(norm) else "nonfinite"
+        norm = scale * gradient_norm(self.model)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return norm, "nonfinite"
+        scores = self.outliers["train_loss"].update(loss), self.outliers["grad_norm"].update(norm)
+        if options.skip_spikes and any(score > options.skip_spikes for score in scores):
+            return norm, "spike"
+        return scale * self.optimizer.step(lr, scale * clip_scale(norm, options.grad_clip)), None
+
+    def _save(self):
+        start = time.perf_counter()
+        self.metrics.sync()
+        progress = {
+            "step": self.step,
+            **self.losses,
+            "left_out": self.left_out,
+            "outliers": {name: detector.state for name, detector in self.outliers.items()},
+            "position": self.train_loader.position,
+            **run_description(self.options, self.train_loader, self.val_loader),
+        }
+        saved = checkpoint.save(self.out_dir, self.model, self.optimizer, progress, self.options.keep)
+        print(f"saved {saved.model} and {saved.state.name} in {time.perf_counter() - start:.1f} s", flush=True)
+
+    def _describe(self):
+        options, config = self.options, self.model.config
+        print(
+            f"[GPT-2] maxT {config.maxT} | V {config.V} | Vp {config.Vp} | L {config.L} | NH {config.NH} | C {config.C}"
+        )
+        print(f"number of parameters: {config.num_parameters:,}")
+        for name, tensor in self.model.params.items():
+            print(f"  {name:9s}{tensor.size:>12,}  {tensor.shape}")
+        for name, loader in (("training", self.train_loader), ("validation", self.val_loader)):
+            if loader:
+                print(f"[data] {loader.num_tokens:,} tokens, {loader.num_batches:,} {name} batches an epoch")
+        print(
+            f"[run] B {options.batch_size} | T {options.seq_len} | accumulation {options.grad_accum_steps} | "
+            f"{options.max_steps} steps | lr {options.learning_rate:g} {options.lr_schedule}, "
+            f"warm-up {options.warmup_steps} | seed {options.seed} | threads {options.threads}",
+            flush=True,
+        )
+
+    def _restore(self):
+        """Makes everything but the parameters what it was at the checkpoint."""
+        found = self.found
+        check_data(found, self.train_loader, self.val_loader, self.options)
+        go_to_position(found, self.train_loader, self.options)
+        try:
+            for name, detector in self.outliers.items():
+                detector.state = found.progress["outliers"][name]
+            self.left_out = {name: int(found.progress["left_out"][name]) for name in self.left_out}
+            self.losses = {name: found.progress[name] for name in ("train_loss", "val_loss") if name in found.progress}
+        except (KeyError, TypeError, ValueError) as error:
+            raise not_this_version(found) from error
+        found.load_moments(self.optimizer)
+        self.step = found.step
+        print(f"[resume] {found.folder} after step {found.step}{changed_versions(found)}", flush=True)
 
 
-def _step_line(record, width, max_steps):
-    return (
-        "step {step:{width}d}/{max_steps} | train loss {train_loss:.6f} | norm {grad_norm:.4f} | lr {lr:.2e} | "
-        "forward {forward_ms:.0f} ms | backward {backward_ms:.0f} ms | update {update_ms:.0f} ms | "
-        "{tokens_per_s:.0f} tok/s"
-    ).format(width=width, max_steps=max_steps, **record)
-
-
-def _due(step, every, max_steps):
-    """Whether what happens every so many steps (0: never) and at the end happens after this one."""
-    return every > 0 and (step % every == 0 or step == max_steps)
+def _due(step, every):
+    """Whether what happens every so many steps (0: only at the end) happens after this one."""
+    return every > 0 and step % every == 0
 
 
 def _validate(model, loader, batches):
@@ -135,116 +297,13 @@ def _validate(model, loader, batches):
     return loss
 
 
-class Sampler:
-    """Shows text that the model writes, from one random stream over the whole run."""
-
-    def __init__(self, model, options):
-        self.model, self.count = model, options.sample_tokens
-        self.rng = np.random.default_rng(options.seed)
-        self.encoding = self._encoding()
-        self.prompt_text = options.prompt
-        if not options.prompt:
-            # The last token of GPT-2's vocabulary is <|endoftext|>, which stands before every document.
-            self.prompt = [model.config.V - 1]
-        elif self.encoding:
-            self.prompt = self.encoding.encode_ordinary(options.prompt)
-        else:
-            raise UserError("--prompt needs GPT-2's vocabulary, which is not there or not the model's")
-        length = min(model.config.maxT, len(self.prompt) + self.count)
-        self.context = Context(model.config, model.params_flat, length=length)
-
-    def _encoding(self):
-        if self.model.config.V != tokenizer.EOT + 1:
-            print("the model's vocabulary is not GPT-2's: samples are shown as token ids")
-            return None
-        try:
-            return tokenizer.load_tokenizer(DATA)
-        except UserError as error:
-            print(f"samples are shown as token ids: {error}")
-            return None
-
-    def show(self):
-        """Generates and prints one sample."""
-        self.context.forget(self.context.tokens.size)
-        self.context.add([self.prompt])
-        tokens = [token.id for (token,) in generate(self.context, self.count, Sampling(), [self.rng])]
-        text = " ".join(map(str, tokens)) if self.encoding is None else self.encoding.decode(tokens)
-        print(f"--- sample ---\n{self.prompt_text}{text}\n--------------", flush=True)
-
-
-def _initial_model(options):
-    """Returns the model to start from, and whether its weights were trained before."""
-    if options.init == "scratch":
-        return GPT2(PRESETS["gpt2"], options.seed), False
-    try:
-        return GPT2.from_pretrained(options.init, DATA), True
-    except UnavailableError as error:
-        if options.init != "gpt2":
-            raise
-        print(
-            f"GPT-2's released weights cannot be had: {error}. The run starts from random weights instead: "
-            "expect a loss of 11 at first and no sensible text. Once the network is there, this command fetches them, "
-            f"and the next run starts from them: {weights.FETCH_COMMAND}",
-            flush=True,
-        )
-        return GPT2(PRESETS["gpt2"], options.seed), False
-
-
-def _data_files(named, split):
-    """The files named for a split, or TinyShakespeare's, or those of the plays that stand in for it."""
-    if named:
-        return named
-    tiny, plays = (DATA / f"{name}_{split}.bin" for name in ("tiny_shakespeare", "shakespeare"))
-    if tiny.exists():
-        return tiny
-    if not plays.exists():
-        raise UserError(
-            f"{tiny}: no such file; make it with: python prepro_tinyshakespeare.py, or name another with --{split}-data"
-        )
-    print(f"{tiny} is not there, {plays} (the complete plays) stands in for it: losses are not comparable")
-    return plays
-
-
-def _output_folder(path):
-    """Makes the output folder; raises UserError if nothing can be written there."""
-    folder = pathlib.Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise from_os_error(error, folder) from error
-    return folder
-
-
-def _check_room(model, B, T, out_dir):
-    """Raises UserError if the run does not fit into memory, or its model not onto the disk."""
-    itemsize = model.params_flat.itemsize
-    needed = itemsize * (3 * model.params_flat.size + activation_layout(model.config, B, T).size)
-    require(needed, f"training at --batch-size {B} --seq-len {T}, beside the parameters,")
-    free = shutil.disk_usage(out_dir).free
-    if free < model.params_flat.nbytes:
-        raise UserError(
-            f"{out_dir}: the trained model needs {model.params_flat.nbytes / 1e9:.3g} GB of disk, "
-            f"{free / 1e9:.3g} GB are free; free some or choose another --out-dir"
-        )
-
-
-def _describe(options, model, train_loader, val_loader, peak_lr, warmup_steps):
-    config = model.config
-    print(f"[GPT-2] maxT {config.maxT} | V {config.V} | Vp {config.Vp} | L {config.L} | NH {config.NH} | C {config.C}")
-    print(f"number of parameters: {config.num_parameters:,}")
-    for name, tensor in model.params.items():
-        print(f"  {name:9s}{tensor.size:>12,}  {tensor.shape}")
-    print(f"[data] {train_loader.num_tokens:,} tokens, {train_loader.num_batches:,} training batches an epoch")
-    if val_loader:
-        print(f"[data] {val_loader.num_tokens:,} tokens, {val_loader.num_batches:,} validation batches")
-    print(
-        f"[run] B {options.batch_size} | T {options.seq_len} | accumulation {options.grad_accum_steps} | "
-        f"{options.max_steps} steps | lr {peak_lr:g} {options.lr_schedule}, warm-up {warmup_steps} | "
-        f"seed {options.seed} | threads {options.threads}"
-    )
+def _step_line(record, max_steps):
+    line = (
+        "step {step:{width}d}/{max_steps} | train loss {train_loss:.6f} | norm {grad_norm:.4f} | lr {lr:.2e} | "
+        "forward {forward_ms:.0f} ms | backward {backward_ms:.0f} ms | update {update_ms:.0f} ms | "
+        "{tokens_per_s:.0f} tok/s"
+    ).format(width=len(str(max_steps)), max_steps=max_steps, **record)
+    return line + (" | left out: {left_out}, number {left_out_so_far}".format(**record) if "left_out" in record else "")
 
 
 def _compile_kernels():

@@ -1,4 +1,6 @@
-"""A model's weights by name: a file in llm.c's format, a Hugging Face folder, or a model on the Hugging Face hub."""
+"""A model's weights by name: a file in llm.c's format, the folder of a training run, or a model of Hugging Face's, in a
+folder or on the hub.
+"""
 
 import pathlib
 import re
@@ -10,11 +12,11 @@ from huggingface_hub import errors as hub_errors
 from gpt2.config import PRESETS
 from gpt2.errors import UnavailableError, UserError
 from gpt2.fetch import make_folder
-from gpt2.files import sha256
+from gpt2.files import open_to_read, sha256
 from gpt2.huggingface import CONFIG, WEIGHTS, load_folder, read_config, read_weights
 from gpt2.layout import parameter_layout
 from gpt2.memory import require
-from gpt2.modelfile import load_model, map_model, save_model
+from gpt2.modelfile import load_model, map_model, read_sizes, save_model
 
 # The released models: the names they go by, those of PRESETS -> their repositories on the hub.
 RELEASED = {
@@ -38,40 +40,83 @@ REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 def load_weights(name, data_dir="data", writable=True):
     """Returns (GPT2Config, params) of a model, params float32 (parameter_layout(config).size,).
 
-    name: one of RELEASED; FILE.bin in llm.c's format, version 1, 3 or 5; a Hugging Face folder; or OWNER/NAME on the
-    Hugging Face hub, of any GPT-2 that is stored in one model.safetensors. A released name means the hub even where a
-    folder is called so. What the hub gives stays in its cache; `data_dir` keeps gpt2 converted, as gpt2_124M.bin.
+    name: one of RELEASED; FILE.bin in llm.c's format, version 1, 3 or 5; the folder of a training run, for the newest
+    model in it; a Hugging Face folder; or OWNER/NAME on the Hugging Face hub, of any GPT-2 that is stored in one
+    model.safetensors. A released name means the hub even where a folder is called so. What the hub gives stays in its
+    cache; `data_dir` keeps gpt2 converted, as gpt2_124M.bin.
     writable: False maps a file of version 3 (see modelfile.map_model) instead of reading it, and its numbers are then
     not checked; otherwise a tensor with a number that is not finite is refused.
     Raises UserError, and UnavailableError within seconds if the hub cannot be asked or does not have the model.
     """
-    repository, path = RELEASED.get(str(name), str(name)), pathlib.Path(name)
-    if str(name) not in RELEASED:
-        if path.exists() or path.suffix == ".bin":
-            return load_path(path, writable)
-        if not REPOSITORY.fullmatch(repository):
-            raise UserError(
-                f"{name}: no such file or folder; expected FILE.bin, a Hugging Face folder, or a name on its hub: "
-                f"{', '.join(RELEASED)}, or OWNER/NAME"
-            )
+    path, repository = _locate(name)
+    if path is not None:
+        return load_path(path, writable)
     if repository == GPT2_REPOSITORY:
         return _load_gpt2(pathlib.Path(data_dir), writable)
-    presets = {RELEASED[preset]: config for preset, config in PRESETS.items()}
-    # Of another model the sizes come first: one that cannot be used is refused before its weights are fetched.
-    config, revision = presets.get(repository), None
-    if config is None:
-        path = fetch(repository, CONFIG)
-        # The hub's cache keeps the files of a commit in a folder that is called so.
-        config, revision = read_config(path), path.parent.name
+    config, revision = _hub_config(repository)
     require(4 * parameter_layout(config).size, f"the model {name}")
     return config, read_weights(fetch(repository, WEIGHTS, revision), config)
 
 
+def load_config(name):
+    """Returns the GPT2Config of a model that `load_weights` knows by this name, and raises what that does.
+
+    No weights are read or fetched; of a model on the hub that is not one of RELEASED, config.json is fetched.
+    """
+    path, repository = _locate(name)
+    if path is None:
+        return _hub_config(repository)[0]
+    path = _inside(path)
+    if path.is_dir():
+        return read_config(path / CONFIG)
+    with open_to_read(path) as file:
+        return read_sizes(file, path)[0]
+
+
 def load_path(path, writable=True):
     """Returns and raises what `load_weights` does, for a file or a folder on this machine."""
-    if pathlib.Path(path).is_dir():
+    path = _inside(path)
+    if path.is_dir():
         return load_folder(path)
     return load_model(path) if writable else map_model(path)
+
+
+def _locate(name):
+    """Returns (path, None) of a model on this machine, or (None, its repository on the hub)."""
+    repository, path = RELEASED.get(str(name), str(name)), pathlib.Path(name)
+    if str(name) not in RELEASED:
+        if path.exists() or path.suffix == ".bin":
+            return path, None
+        if not REPOSITORY.fullmatch(repository):
+            raise UserError(
+                f"{name}: no such file or folder; expected FILE.bin, the folder of a training run, a Hugging Face "
+                f"folder, or a name on its hub: {', '.join(RELEASED)}, or OWNER/NAME"
+            )
+    return None, repository
+
+
+def _inside(path):
+    """The path of what is to be read: of a training run's folder its newest model file, else the path itself."""
+    # Imported only here: python -m gpt2.checkpoint would find itself imported already, and Python warns of that.
+    from gpt2.checkpoint import MANIFEST, newest_model
+
+    path = pathlib.Path(path)
+    if (path / MANIFEST).exists() and not (path / CONFIG).exists():
+        return newest_model(path)
+    return path
+
+
+def _hub_config(repository):
+    """Returns (GPT2Config, the commit that it is of): the commit is None where the sizes are known without asking.
+
+    Those of another model come first: one that cannot be used is refused before its weights are fetched.
+    """
+    for name, config in PRESETS.items():
+        if RELEASED[name] == repository:
+            return config, None
+    path = fetch(repository, CONFIG)
+    # The hub's cache keeps the files of a commit in a folder that is called so.
+    return read_config(path), path.parent.name
 
 
 def fetch(repository, filename, revision=None):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gpt2.errors import UserError, from_os_error, run_command
+from gpt2.errors import UserError, from_os_error, quoted, run_command
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,18 @@ def test_errors_of_the_surroundings_are_one_line(error, message):
     with pytest.raises(SystemExit) as ended:
         run_command(main)
     assert ended.value.code.startswith(message) and "\n" not in ended.value.code
+
+
+@pytest.mark.parametrize(
+    "value", ["a\nb\x1b[2J\u2028\ud800", "x" * 5000, [[["y"] * 99] * 99] * 99, 10**4000, {"\n": 1}]
+)
+def test_whatever_a_file_holds_is_quoted_on_a_line(value):
+    assert quoted(value).isprintable() and len(quoted(value)) <= 1000
+
+
+@pytest.mark.parametrize("value", ["gpt2", None, True, 1e-5, 12, [1, 2], "h.11.attn.c_attn.weight"])
+def test_what_is_short_is_quoted_as_it_is(value):
+    assert quoted(value) == repr(value)
 
 
 def test_the_status_is_mains_and_a_bug_keeps_its_traceback(capsys):

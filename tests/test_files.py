@@ -1,8 +1,12 @@
 import errno
 import hashlib
+import io
 import os
 import pathlib
 import stat
+import struct
+import tempfile
+import threading
 
 import numpy as np
 import pytest
@@ -40,20 +44,100 @@ def test_failure_in_the_middle_leaves_the_old_file(tmp_path, error):
     assert os.listdir(tmp_path) == ["x.bin"]
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, call):
-    def refuse(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+class FailingFile(io.FileIO):
+    """A file on a disk that refuses every call of the name `failing`."""
 
+    failing = None
+
+    def write(self, data):
+        return refuse() if self.failing == "write" else super().write(data)
+
+    def close(self):
+        was_open = not self.closed
+        super().close()
+        if was_open and self.failing == "close":
+            refuse()
+
+
+def refuse(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def fail(patch, call):
+    """Has `call` fail in what atomic_write does."""
+
+    def named_temporary_file(dir, prefix, delete):
+        return io.BufferedWriter(FailingFile(pathlib.Path(dir, f"{prefix}12345678"), "xb"))
+
+    if call in ("write", "close"):
+        patch.setattr(FailingFile, "failing", call)
+        patch.setattr(tempfile, "NamedTemporaryFile", named_temporary_file)
+    else:
+        patch.setattr(os, call, refuse)
+
+
+@pytest.mark.parametrize("size", [3, 100_000], ids=["written when it is closed", "written at once"])
+@pytest.mark.parametrize("call", ["write", "fchmod", "fsync", "close", "replace"])
+def test_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, call, size):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
     with monkeypatch.context() as patch:
-        patch.setattr(os, call, refuse)
+        fail(patch, call)
         with pytest.raises(UserError, match="disk is full") as caught, files.atomic_write(path) as file:
-            file.write(b"new")
+            file.write(bytes(size))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_a_new_name_that_cannot_be_put_on_the_disk_is_an_error_and_the_file_complete(tmp_path, monkeypatch):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", refuse)
+        with pytest.raises(UserError, match="disk is full") as caught, files.atomic_write(path) as file:
+            file.write(b"new")
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_a_temporary_file_that_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path, monkeypatch):
+    def refuse_otherwise(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        fail(patch, "replace")
+        patch.setattr(os, "unlink", refuse_otherwise)
+        with pytest.raises(UserError, match="disk is full"), files.atomic_write(tmp_path / "x.bin") as file:
+            file.write(b"new")
+    (leftover,) = os.listdir(tmp_path)
+    assert leftover.startswith(".x.bin.")
+
+
+def test_hashed_file(tmp_path):
+    data = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8)
+    with open(tmp_path / "x.bin", "wb") as file, files.HashedFile(file) as hashed:
+        assert hashed.size == 0 and hashed.digest() == hashlib.sha256(b"").digest()
+        for start in range(0, data.size, 70_001):
+            hashed.write(data[start : start + 70_001])
+        middle = hashed.digest()
+        assert middle == hashlib.sha256(data).digest()
+        hashed.write(middle)
+        hashed.write(np.float32([1, 2]))
+        everything = data.tobytes() + middle + struct.pack("<2f", 1, 2)
+        assert hashed.digest() == hashlib.sha256(everything).digest()
+        assert hashed.size == len(everything)
+    assert (tmp_path / "x.bin").read_bytes() == everything
+
+
+def test_hashed_file_that_cannot_be_written_leaves_no_thread(tmp_path):
+    before = threading.active_count()
+    with FailingFile(tmp_path / "x.bin", "wb") as file:
+        file.failing = "write"
+        with pytest.raises(OSError, match="No space"), files.HashedFile(file) as hashed:
+            hashed.write(b"x")
+    assert threading.active_count() == before
 
 
 def test_folder_that_is_not_there(tmp_path):

@@ -173,6 +173,31 @@ def test_sizes_that_do_not_fit(tmp_path, fields, message):
         huggingface.load_folder(write_folder(tmp_path, tensors()[0], **fields))
 
 
+@pytest.mark.parametrize("key", ["model_type", "activation_function", "n_layer", "n_inner"])
+@pytest.mark.parametrize("value", ["\n\u2028\x1b\ud800", "x" * 5000, [[]] * 5000, 10**4000])
+def test_whatever_stands_in_the_configuration_the_message_is_one_short_line(tmp_path, key, value):
+    write_folder(tmp_path, tensors()[0], **{key: value})
+    with pytest.raises(UserError) as caught:
+        huggingface.load_folder(tmp_path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["\n\u2028\x1b", "x" * 5000])
+@pytest.mark.parametrize("old", ["F32", "ln_f.bias", "shape"])
+def test_whatever_stands_in_the_header_the_message_is_one_short_line(tmp_path, old, text):
+    # Of a dtype that it does not know, safetensors repeats all that stands there.
+    write_folder(tmp_path, tensors()[0])
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].replace(f'"{old}"'.encode(), json.dumps(text).encode())
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    with pytest.raises(UserError) as caught:
+        huggingface.load_folder(tmp_path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b'"gpt2"', b"null", b"{}"])
 def test_config_that_is_not_a_configuration(tmp_path, content):
     write_folder(tmp_path, tensors()[0])

@@ -236,6 +236,12 @@ def test_unreadable_file(tmp_path):
         modelfile.load_model(path)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 3, 4, 11])
+def test_file_cut_off_while_it_is_read(kept):
+    with pytest.raises(UserError, match=r"x\.bin: tensor wte ends early: the file has been cut off meanwhile"):
+        modelfile.read_floats(io.BytesIO(bytes(kept)), np.empty(3, np.float32), "float32", "x.bin: tensor wte")
+
+
 def test_full_disk_keeps_the_old_model(tmp_path, monkeypatch):
     class FullDisk(io.FileIO):
         def write(self, data):

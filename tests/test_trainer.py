@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import train_gpt2
-from gpt2 import GPT2, GPT2Config, memory, trainer, weights
+from gpt2 import GPT2, GPT2Config, memory, start, trainer, weights
 from gpt2.dataset import write_tokens
 from gpt2.errors import UnavailableError, UserError
 from gpt2.kernels.threads import available_threads, set_threads
@@ -47,6 +47,10 @@ def losses(out="out"):
     return [record["train_loss"] for record in records(out) if "train_loss" in record]
 
 
+def model_bytes(out, step):
+    return pathlib.Path(out, f"model_{step:08d}.bin").read_bytes()
+
+
 def test_script_end_to_end(folder):
     arguments = "--init tiny.bin --train-data train.bin --val-data val.bin -b 2 -t 8 -x 10 -l 1e-2 --val-every 4"
     command = [sys.executable, str(ROOT / "train_gpt2.py"), *arguments.split(), "--sample-every", "5"]
@@ -67,7 +71,7 @@ def test_script_end_to_end(folder):
     assert [record["step"] for record in written if "val_loss" in record] == [0, 4, 8, 10]
     assert written[-1]["val_loss"] < written[0]["val_loss"] - 0.1
     assert pathlib.Path("out/loss.png").read_bytes().startswith(b"\x89PNG")
-    config, params = load_model("out/model.bin")
+    config, params = load_model("out/model_00000010.bin")
     assert config == CONFIG and not np.array_equal(params, GPT2.load("tiny.bin").params_flat)
 
 
@@ -76,7 +80,7 @@ def test_same_bits_for_any_number_of_threads(folder):
         trainer.train(options("--threads", str(threads), "--out-dir", f"out{threads}"))
     for threads in (2, 3):
         assert losses(f"out{threads}") == losses("out1")
-        assert pathlib.Path(f"out{threads}/model.bin").read_bytes() == pathlib.Path("out1/model.bin").read_bytes()
+        assert model_bytes(f"out{threads}", 4) == model_bytes("out1", 4)
 
 
 def test_accumulated_batches_equal_one_large_batch(folder):
@@ -120,7 +124,7 @@ def test_random_weights_and_their_recipe_stand_in_for_weights_that_cannot_be_had
         raise UnavailableError("no network")
 
     monkeypatch.setattr(weights, "fetch_gpt2", unavailable)
-    monkeypatch.setitem(trainer.PRESETS, "gpt2", CONFIG)
+    monkeypatch.setitem(start.PRESETS, "gpt2", CONFIG)
     trainer.train(train_gpt2.parse_arguments("--train-data train.bin --val-data val.bin -b 2 -t 8 -x 2".split()))
     printed = capsys.readouterr().out
     (paragraph,) = [line for line in printed.splitlines() if "random weights" in line]
@@ -186,17 +190,15 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
 
 def test_too_little_memory_or_disk_is_said_before_it_is_taken(folder, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 70_000)
-    with pytest.raises(
-        UserError, match=r"not enough memory: training at --batch-size 2 .* needs [0-9.e-]+ GB, 7e-05 GB are"
-    ):
+    with pytest.raises(UserError, match=r"not enough memory: training at --batch-size 2 --seq-len 8 needs .* 0.07 MB"):
         trainer.train(options())
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     usage = shutil.disk_usage(folder)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"out: the trained model needs 2.21e-05 GB of disk, 1e-06 GB are free"):
+    with pytest.raises(UserError, match=r"^out: 1 checkpoint, 0.07 MB of disk, would not fit: 0.00 MB are free"):
         trainer.train(options())
-    assert not pathlib.Path("out/model.bin").exists()
+    assert os.listdir("out") == [".lock"]
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_cost_the_model(folder, monkeypatch):
@@ -206,17 +208,70 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_model(folder, monkeypa
     monkeypatch.setattr(trainer.Metrics, "draw", refuse)
     with pytest.raises(MemoryError):
         trainer.train(options())
-    assert load_model("out/model.bin")[0] == CONFIG
+    assert load_model("out/model_00000004.bin")[0] == CONFIG
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_model(folder):
+def test_a_number_that_is_not_finite_stops_the_run_and_says_where_it_came_up(folder):
     model = GPT2.load("tiny.bin")
-    for name in ("wte", "lnfw"):
-        model.params[name].fill(1e30)
+    model.params["fcw"][1].fill(1e30)
+    model.params["fcprojw"][1].fill(1e30)
     model.save("nan.bin")
-    with pytest.raises(UserError, match="not finite at step 1"):
+    with pytest.raises(UserError, match=r"^step 1: the loss is nan.* in residual3 of layer 1 .*batch 0: train.bin"):
         trainer.train(options("--init", "nan.bin", "--val-every", "0"))
-    assert not pathlib.Path("out/model.bin").exists()
+    assert not list(pathlib.Path("out").glob("model*"))
+
+
+def broken_backward(monkeypatch, at_steps):
+    """Puts a NaN into a gradient in the backward passes of those numbers, counted from 1."""
+    count, backward = [0], GPT2.backward
+
+    def break_sometimes(self):
+        backward(self)
+        if self.config == CONFIG:  # not the one that compiles the kernels
+            count[0] += 1
+            if count[0] in at_steps:
+                self.grads["qkvb"][1, 3] = np.nan
+
+    monkeypatch.setattr(GPT2, "backward", break_sometimes)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(folder, monkeypatch):
+    trainer.train(options("-x", "2", "--out-dir", "good"))
+    broken_backward(monkeypatch, {3})
+    with pytest.raises(UserError, match=r"^step 3: .*norm nan.* the gradient of qkvb of layer 1 .* batch 2: train.bin"):
+        trainer.train(options("--checkpoint-every", "1"))
+    assert model_bytes("out", 2) == model_bytes("good", 2)
+    assert not pathlib.Path("out/model_00000003.bin").exists()
+    assert [record["step"] for record in records()] == [0, 1, 2]
+
+
+def test_updates_that_are_not_finite_are_left_out_up_to_the_number_given(folder, monkeypatch):
+    broken_backward(monkeypatch, {2, 3})
+    trainer.train(options("-x", "3", "--skip-nonfinite", "2", "--checkpoint-every", "1", "--keep", "9"))
+    assert model_bytes("out", 1) == model_bytes("out", 2) == model_bytes("out", 3)
+    assert [record.get("left_out_so_far") for record in records()] == [None, None, 1, 2]
+    assert [record["grad_norm"] is None for record in records()[1:]] == [False, True, True]
+    broken_backward(monkeypatch, {2, 3})
+    with pytest.raises(UserError, match=r"^step 3: "):
+        trainer.train(options("--skip-nonfinite", "1", "--out-dir", "one"))
+
+
+def test_spikes_are_left_out(folder, monkeypatch):
+    scores = iter([0, 0, 0, 5, 0, 0, 5, 5])  # loss and norm of each of four steps
+    monkeypatch.setattr(trainer.OutlierDetector, "update", lambda self, value: next(scores))
+    trainer.train(options("--skip-spikes", "4", "--checkpoint-every", "1", "--keep", "9"))
+    assert model_bytes("out", 1) == model_bytes("out", 2) != model_bytes("out", 3) == model_bytes("out", 4)
+    assert [record.get("left_out") for record in records()[1:]] == [None, "spike", None, "spike"]
+
+
+def test_a_new_run_gives_way_to_none_of_an_earlier_one(folder, capsys):
+    trainer.train(options())
+    before = model_bytes("out", 4)
+    trainer.train(options("--init", "out", "-x", "1"))  # the run's own newest model, in the same folder
+    assert "out held an earlier run, which is in out-1 now" in capsys.readouterr().out
+    trainer.train(options("-x", "1"))
+    assert model_bytes("out-1", 4) == before and len(records("out-1")) == 5
+    assert pathlib.Path("out-2/model_00000001.bin").exists() and len(records()) == 2
 
 
 @pytest.mark.parametrize(

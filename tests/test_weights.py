@@ -14,12 +14,12 @@ import threading
 import numpy as np
 import pytest
 
-from gpt2 import huggingface, modelfile, weights
+from gpt2 import checkpoint, huggingface, modelfile, weights
 from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UnavailableError, UserError
 from gpt2.layout import parameter_layout
 from gpt2.modelfile import load_model, save_model
-from gpt2.weights import load_weights
+from gpt2.weights import load_config, load_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = GPT2Config(maxT=5, V=7, L=2, NH=2, C=4)
@@ -139,6 +139,93 @@ def test_nothing_is_kept_when_fetching_fails(tmp_path, monkeypatch):
     with pytest.raises(UnavailableError, match="no network"):
         load_weights("gpt2", tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+# A training run's folder.
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """An output folder with the models of two steps, of which the manifest names the second."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    save_model(folder / "model_00000040.bin", CONFIG, parameters())
+    save_model(folder / "model_00000020.bin", CONFIG, 2 * parameters())
+    (folder / checkpoint.MANIFEST).write_text(json.dumps({"step": 40}))
+    return folder
+
+
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_a_runs_folder_is_its_newest_model(run_folder, kind, writable):
+    assert_is_the_model(load_weights(kind(run_folder), writable=writable))
+    assert_is_the_model(weights.load_path(kind(run_folder), writable))
+    assert load_config(kind(run_folder)) == CONFIG
+
+
+def test_a_hugging_face_folder_with_checkpoints_is_one_of_hugging_faces(folder):
+    (folder / checkpoint.MANIFEST).write_text("{}")
+    assert_is_the_model(load_weights(folder))
+    assert load_config(folder) == CONFIG
+
+
+@pytest.mark.parametrize("load", [load_weights, load_config])
+def test_a_runs_folder_without_its_model(run_folder, load):
+    (run_folder / "model_00000040.bin").unlink()
+    with pytest.raises(UserError, match=r"model_00000040.bin: no such file, but checkpoints.json names it"):
+        load(run_folder)
+
+
+# Sizes alone.
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Nothing that reads or fetches weights can be called."""
+    for name in ("load_model", "map_model", "load_folder", "read_weights", "fetch", "fetch_gpt2"):
+        monkeypatch.setattr(weights, name, lambda *args, name=name: pytest.fail(name))
+
+
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_sizes_of_files_and_folders(tmp_path, folder, kind, no_weights):
+    save_model(tmp_path / "x.bin", CONFIG, parameters())
+    save_model(tmp_path / "half.bin", CONFIG, parameters(), "bfloat16")
+    (folder / "model.safetensors").unlink()
+    for name in ("x.bin", "half.bin", "theirs"):
+        assert load_config(kind(tmp_path / name)) == CONFIG
+
+
+def test_sizes_of_released_models_are_known(no_weights):
+    for name, repository in weights.RELEASED.items():
+        assert load_config(name) == load_config(repository) == PRESETS[name]
+
+
+def test_sizes_of_a_model_on_the_hub(tmp_path, folder, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(weights, "fetch", lambda *args: fetched.append(args) or folder / args[1])
+    assert load_config("someone/theirs") == CONFIG
+    assert fetched == [("someone/theirs", "config.json")]
+
+
+@pytest.mark.parametrize("load", [load_weights, load_config])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpt5", "no such file or folder; expected FILE.bin, the folder of a training run, a Hugging Face folder"),
+        ("missing.bin", "missing.bin: No such file or directory"),
+        ("short.bin", "short.bin: 5 bytes, but a model file starts with"),
+        ("cut.bin", "cut.bin: truncated"),
+        ("empty", "empty/config.json: No such file or directory"),
+    ],
+)
+def test_names_that_are_none_have_no_sizes_either(tmp_path, monkeypatch, load, name, message):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("empty").mkdir()
+    pathlib.Path("short.bin").write_bytes(b"short")
+    save_model("cut.bin", CONFIG, parameters())
+    os.truncate("cut.bin", 2000)
+    with pytest.raises(UserError, match=message):
+        load(name)
 
 
 # The hub: a server on this machine that answers as the hub's "resolve" address does, asked by a process of its own

@@ -1,0 +1,379 @@
+"""Checkpoints of a run: a model file and its training state, which prove each other whole, and a manifest.
+
+Usage: python -m gpt2.checkpoint DIR
+
+A state file is a header of 256 int32 (magic, version, bytes of JSON, maxT, V, L, NH, C, Vp), the JSON, AdamW's m and v
+(float32, laid out as the parameters are) and the SHA-256 of everything before.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt2.config import GPT2Config
+from gpt2.errors import UserError, from_os_error, run_command
+from gpt2.files import HEADER_BYTES, HashedFile, atomic_write, check_size, open_to_read, read_header, write_header
+from gpt2.layout import parameter_layout
+from gpt2.modelfile import FLOAT32, read_sizes, write_floats, write_model
+
+MAGIC, VERSION = 20261121, 1
+DIGEST_BYTES = 32
+# The moments begin where a line of the cache would, for whoever maps the file.
+ALIGNMENT = 64
+JSON_LIMIT = 2**22
+MANIFEST = "checkpoints.json"
+MANIFEST_LIMIT = 2**12
+PAIR = re.compile(r"(?:model|state)_([0-9]{8,15})\.bin")
+TEMPORARY = re.compile(
+    r"\.(?:(?:model|state)_[0-9]{8,15}\.bin|checkpoints\.json|metrics\.jsonl|loss\.png)\.[a-z0-9_]{8}"
+)
+STEP_LIMIT = 10**15  # 15 digits: more steps than any run takes
+CHUNK = 2**20  # bytes that are read at a time to be verified
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A whole pair on the disk.
+
+    model, state: paths. progress: the dict that the run saved. manifest: what the manifest says of this pair, as bytes.
+    """
+
+    folder: pathlib.Path
+    step: int
+    model: pathlib.Path
+    state: pathlib.Path
+    progress: dict
+    optimizer_steps: int
+    manifest: bytes
+
+    def load_moments(self, optimizer):
+        """Reads AdamW's m and v into the optimizer's arrays and sets its `steps`.
+
+        Raises UserError if the state is of a model of other sizes.
+        """
+        with open_to_read(self.state) as file:
+            try:
+                config, json_bytes, _ = _read_sizes(file, self.state)
+                if config != optimizer.model.config:
+                    raise UserError(f"{self.state}: the state of {config}, but the model is {optimizer.model.config}")
+                file.seek(json_bytes, os.SEEK_CUR)
+                read = [file.readinto(moments.data.cast("B")) for moments in (optimizer.m, optimizer.v)]
+            except OSError as error:
+                raise from_os_error(error, self.state) from error
+        if read != [optimizer.m.nbytes, optimizer.v.nbytes]:
+            raise UserError(f"{self.state}: ends early: the file has been cut off meanwhile")
+        optimizer.steps = self.optimizer_steps
+
+
+def save(folder, model, optimizer, progress, keep):
+    """Writes the checkpoint of progress["step"], then the manifest, then removes older ones. Returns the Checkpoint.
+
+    progress: a dict that JSON can hold; a pair of the same step is replaced. keep: how many pairs stay, at least 1.
+    The caller holds the folder's lock. Raises UserError when the disk refuses: then the newest pair that is whole is
+    the one before, or this one, if only what comes after it failed.
+    """
+    folder, step = pathlib.Path(folder), progress["step"]
+    assert 0 <= step < STEP_LIMIT and keep >= 1
+    model_path, state_path = _paths(folder, step)
+    with atomic_write(model_path) as file, HashedFile(file) as hashed:
+        write_model(hashed, model.config, model.params_flat)
+        model_record = _record(hashed)
+    facts = {"progress": progress, "optimizer_steps": optimizer.steps, "model": model_record}
+    with atomic_write(state_path) as file, HashedFile(file) as hashed:
+        _write_state(hashed, model.config, optimizer, facts, state_path)
+        state_record = _record(hashed)
+    manifest = _manifest(step, model_record, state_record)
+    with atomic_write(folder / MANIFEST) as file:
+        file.write(manifest)
+    _prune(folder, step, keep)
+    return Checkpoint(folder, step, model_path, state_path, progress, optimizer.steps, manifest)
+
+
+def find(folder, report=print):
+    """Returns the newest Checkpoint of the folder that is whole, having verified it and those after it.
+
+    report: called with a line for each newer pair that is damaged or incomplete, and for a manifest that is missing,
+    damaged or at odds with the pair. Raises UserError if no pair is whole.
+    """
+    for step, checkpoint, problem in _survey(folder):
+        if checkpoint is not None:
+            if complaint := _manifest_complaint(checkpoint):
+                report(complaint)
+            return checkpoint
+        report(f"{problem}; the checkpoint of step {step} is passed over")
+    raise _none_whole(folder)
+
+
+def newest_model(folder):
+    """Returns the path of the model file that the folder's manifest names; only that it exists is verified.
+
+    Raises UserError if there is no such manifest or model file.
+    """
+    path, _ = _paths(folder, _parse_manifest(_read_manifest(folder), folder))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, but {MANIFEST} names it; {_advice(folder)}")
+    return path
+
+
+def steps(folder):
+    """The steps of which a folder has a model file or a state, newest first. Raises UserError if it cannot be read."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+    found = {int(match[1]) for match in map(PAIR.fullmatch, names) if match}
+    # A name with more zeros than it needs is not one of ours.
+    return sorted((step for step in found if {path.name for path in _paths(folder, step)} & set(names)), reverse=True)
+
+
+def _prune(folder, step, keep):
+    """Removes the checkpoints after `step`, which are damaged or of a run that was given up, and of those up to it all
+    but the `keep` newest, halves of pairs, and what writers that were killed left. The caller holds the folder's lock.
+    """
+    present = steps(folder)
+    pairs = [found for found in present if found <= step and all(path.is_file() for path in _paths(folder, found))]
+    try:
+        for found in present:
+            if found not in pairs[:keep]:
+                # Without its state a model file is no checkpoint; a state without its model would be a damaged one.
+                model_path, state_path = _paths(folder, found)
+                state_path.unlink(missing_ok=True)
+                model_path.unlink(missing_ok=True)
+        for name in filter(TEMPORARY.fullmatch, os.listdir(folder)):
+            os.unlink(pathlib.Path(folder, name))
+    except OSError as error:
+        raise from_os_error(error, error.filename) from error
+
+
+def _paths(folder, step):
+    return pathlib.Path(folder, f"model_{step:08d}.bin"), pathlib.Path(folder, f"state_{step:08d}.bin")
+
+
+def _record(hashed):
+    return {"bytes": hashed.size, "sha256": hashed.digest().hex()}
+
+
+def _manifest(step, model_record, state_record):
+    return json.dumps({"step": step, "model": model_record, "state": state_record}, indent=1).encode()
+
+
+def _sizes(config):
+    return [config.maxT, config.V, config.L, config.NH, config.C, config.Vp]
+
+
+def _moments_bytes(config):
+    return 2 * 4 * parameter_layout(config).size
+
+
+def _write_state(file, config, optimizer, facts, path):
+    text = json.dumps(facts).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    if len(text) > JSON_LIMIT:
+        raise UserError(f"{path}: {len(text):,} bytes of facts about the run, at most {JSON_LIMIT:,} can be kept")
+    write_header(file, [MAGIC, VERSION, len(text), *_sizes(config)])
+    file.write(text)
+    for moments in (optimizer.m, optimizer.v):
+        assert moments.shape == (parameter_layout(config).size,) and moments.dtype == np.float32
+        write_floats(file, moments, "float32")
+    file.write(file.digest())
+
+
+def _survey(folder):
+    """Yields (step, Checkpoint, None) or (step, None, what is wrong) for every step in the folder, newest first."""
+    for step in steps(folder):
+        try:
+            yield step, _verify(folder, step), None
+        except UserError as error:
+            yield step, None, str(error)
+
+
+def _verify(folder, step):
+    """Returns the Checkpoint of a step. Raises UserError that says which file is missing or not what it should be."""
+    model_path, state_path = _paths(folder, step)
+    for path in (model_path, state_path):
+        if not path.is_file():
+            raise UserError(f"{path}: missing")
+    path = state_path
+    try:
+        config, facts, state_record = _read_state(state_path, step)
+        path = model_path
+        model_record = _read_model(model_path, config, state_path.name)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    if facts["model"] != model_record:
+        raise UserError(f"{model_path}: damaged, or not the model that {state_path.name} was saved with")
+    manifest = _manifest(step, model_record, state_record)
+    progress, optimizer_steps = facts["progress"], facts["optimizer_steps"]
+    return Checkpoint(pathlib.Path(folder), step, model_path, state_path, progress, optimizer_steps, manifest)
+
+
+def _read_sizes(file, path):
+    """Reads the header of a state file, open at its start, and checks it and the file's length.
+
+    Returns (GPT2Config, bytes of JSON, header). Raises UserError.
+    """
+    header = read_header(file, path, "a training state")
+    magic, version, json_bytes, *sizes = (int(value) for value in header[:9])
+    if (magic, version) != (MAGIC, VERSION):
+        raise UserError(f"{path}: not a training state: it starts with {magic}, {version}, not {MAGIC}, {VERSION}")
+    try:
+        config = GPT2Config(*sizes[:5])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if sizes != _sizes(config) or not 0 < json_bytes <= JSON_LIMIT:
+        raise UserError(f"{path}: damaged: a header of {sizes} and {json_bytes} bytes of JSON, which no state has")
+    expected = HEADER_BYTES + json_bytes + _moments_bytes(config) + DIGEST_BYTES
+    check_size(file, path, expected, f"what a state of {config} holds")
+    return config, json_bytes, header
+
+
+def _read_state(path, step):
+    """Returns (GPT2Config, facts, record) of a state file whose every byte is as it was written. Raises UserError."""
+    with open_to_read(path) as file:
+        config, json_bytes, header = _read_sizes(file, path)
+        digest = hashlib.sha256(header)
+        text = file.read(json_bytes)
+        digest.update(text)
+        _hash(digest, file, _moments_bytes(config), path)
+        checksum = file.read(DIGEST_BYTES)
+        if digest.digest() != checksum:
+            raise UserError(f"{path}: damaged: its checksum is not that of its contents")
+        digest.update(checksum)
+        record = {"bytes": file.tell(), "sha256": digest.hexdigest()}
+    return config, _parse_facts(text, path, step), record
+
+
+def _parse_facts(text, path, step):
+    facts = _parse_json(text)
+    progress, steps = facts.get("progress"), facts.get("optimizer_steps")
+    if not (isinstance(progress, dict) and _is_count(progress.get("step")) and _is_count(steps) and "model" in facts):
+        raise UserError(f"{path}: not a training state that this program wrote: its JSON lacks what one has")
+    if progress["step"] != step:
+        raise UserError(f"{path}: the state of step {progress['step']}, not of the step in its name")
+    return facts
+
+
+def _read_model(path, config, state):
+    """Returns the record of a model file of version 3 and of the sizes of its state. Raises UserError."""
+    with open_to_read(path) as file:
+        found, version = read_sizes(file, path)
+        if (found, version) != (config, FLOAT32):
+            raise UserError(f"{path}: {found} in version {version}, but {state} is that of {config}")
+        file.seek(0)
+        digest = hashlib.sha256()
+        size = os.fstat(file.fileno()).st_size
+        _hash(digest, file, size, path)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _hash(digest, file, count, path):
+    """Updates `digest` with the next `count` bytes of an open file. Raises UserError if there are fewer."""
+    buffer = memoryview(bytearray(min(count, CHUNK)))
+    shown = {"desc": f"verifying {path.name}", "unit": "B", "unit_scale": True, "leave": False}
+    with tqdm(total=count, disable=None, delay=1, **shown) as bar:
+        while count:
+            read = file.readinto(buffer[: min(count, CHUNK)])
+            if not read:
+                raise UserError(f"{path}: ends early: the file has been cut off meanwhile")
+            digest.update(buffer[:read])
+            bar.update(read)
+            count -= read
+
+
+def _parse_json(data):
+    """The dict that UTF-8 JSON stands for, an empty one if it is not JSON or not a dict."""
+    try:
+        value = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_count(value):
+    return type(value) is int and 0 <= value < STEP_LIMIT
+
+
+def _read_manifest(folder):
+    path = pathlib.Path(folder, MANIFEST)
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {_advice(folder)}")
+    with open_to_read(path) as file:
+        try:
+            return file.read(MANIFEST_LIMIT)
+        except OSError as error:
+            raise from_os_error(error, path) from error
+
+
+def _parse_manifest(data, folder):
+    """Returns the step that a manifest names. Raises UserError."""
+    step = _parse_json(data).get("step")
+    if not _is_count(step):
+        raise UserError(f"{pathlib.Path(folder, MANIFEST)}: damaged: it names no step; {_advice(folder)}")
+    return step
+
+
+def _advice(folder):
+    return f"python -m gpt2.checkpoint {folder} lists what is whole"
+
+
+def _manifest_complaint(checkpoint):
+    """What is wrong with the manifest beside the newest whole checkpoint, in one line, or None."""
+    folder, step = checkpoint.folder, checkpoint.step
+    try:
+        data = _read_manifest(folder)
+        if data == checkpoint.manifest:
+            return None
+        named = _parse_manifest(data, folder)
+    except UserError as error:
+        return str(error)
+    path = folder / MANIFEST
+    if named > step:
+        return f"{path}: names step {named}, which is not whole; step {step} is the newest that is"
+    if named < step:
+        return f"{path}: names step {named}, but step {step} is whole, too: saving it was interrupted at its very end"
+    return f"{path}: damaged, or of another run: it does not describe the files of step {step} that are there"
+
+
+def _none_whole(folder):
+    return UserError(f"{folder}: no whole checkpoint (a model_*.bin with its state_*.bin) to resume from")
+
+
+def main():
+    """Prints a line for each checkpoint in a folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gpt2.checkpoint",
+        description="List the checkpoints of a run, every byte of them verified. --resume takes the one marked *.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="the output folder of a run")
+    folder = parser.parse_args().folder
+
+    rows = sorted(_survey(folder), key=lambda row: row[0])
+    newest = max((step for step, checkpoint, _ in rows if checkpoint), default=None)
+    if rows:
+        print(f"  {'step':>8}  {'train loss':>10}  {'val loss':>10}  {'size':>10}")
+    for step, checkpoint, problem in rows:
+        losses = [_loss(checkpoint, key) for key in ("train_loss", "val_loss")]
+        size = sum(path.stat().st_size for path in _paths(folder, step) if path.is_file())
+        mark = "*" if step == newest else " "
+        print(f"{mark} {step:>8}  {losses[0]:>10}  {losses[1]:>10}  {size / 1e6:>7,.1f} MB  {problem or 'whole'}")
+        if step == newest and (complaint := _manifest_complaint(checkpoint)):
+            print(f"  {complaint}")
+    if newest is None:
+        raise _none_whole(folder)
+
+
+def _loss(checkpoint, key):
+    """A loss as the table shows it; a damaged checkpoint, or one saved before any validation, has none."""
+    loss = checkpoint and checkpoint.progress.get(key)
+    return f"{loss:.6f}" if isinstance(loss, float) else "-"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,194 @@
+"""Runs that go on where others ended, in one process; test_kills.py ends them in the middle."""
+
+import contextlib
+import io
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import train_gpt2
+from gpt2 import GPT2, GPT2Config, checkpoint, trainer
+from gpt2.dataset import write_tokens
+from gpt2.errors import UserError
+from gpt2.kernels.threads import available_threads, set_threads
+
+CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
+TIMES = {"forward_ms", "backward_ms", "update_ms", "tokens_per_s"}
+# An epoch is 8 batches: 12 steps of 3 end in the fifth, in the middle of an accumulation.
+COMMON = (
+    "--init tiny.bin --train-data train-*.bin --val-data val.bin -b 2 -t 8 -l 1e-2 --grad-accum-steps 3 --shuffle "
+    "--lr-schedule cosine --warmup-steps 3 --weight-decay 0.1 --grad-clip 1 --val-every 5 --val-batches 3 "
+    "--sample-every 3 --sample-tokens 5 --skip-spikes 3 -x 12"
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with the files that the runs need, and two runs: "whole", and "parts" with every step's checkpoint."""
+    folder = tmp_path_factory.mktemp("runs")
+    with contextlib.chdir(folder):
+        GPT2(CONFIG, seed=1).save("tiny.bin")
+        rng = np.random.default_rng(0)
+        write_tokens("train-1.bin", rng.integers(0, 50, 90))
+        write_tokens("train-2.bin", rng.integers(0, 50, 60))
+        write_tokens("val.bin", np.arange(100) % 50)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            train("--out-dir", "whole")
+        train("--out-dir", "parts", "--checkpoint-every", "1", "--keep", "20")
+    pathlib.Path(folder, "printed").write_text(printed.getvalue())
+    return folder
+
+
+@pytest.fixture
+def folder(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    set_threads(available_threads())
+
+
+def train(*arguments):
+    return trainer.train(train_gpt2.parse_arguments([*COMMON.split(), *arguments]))
+
+
+def resume(*arguments):
+    return trainer.train(train_gpt2.parse_arguments(["--resume", *arguments]))
+
+
+def back_to(step, out="parts"):
+    """Leaves of a run what there was at a step, but for its metrics."""
+    for later in range(step + 1, 13):
+        pathlib.Path(out, f"state_{later:08d}.bin").unlink()
+        pathlib.Path(out, f"model_{later:08d}.bin").unlink()
+
+
+def contents(out, step=12):
+    """Everything of a run that does not depend on the clock: parameters, moments, losses."""
+    found = checkpoint.find(out, report=str)
+    assert found.step == step
+    lines = pathlib.Path(out, "metrics.jsonl").read_text().splitlines()
+    records = [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+    moments = found.state.read_bytes()[-2 * GPT2.load(found.model).params_flat.nbytes - 32 : -32]
+    return found.model.read_bytes(), moments, records, found.progress["outliers"]
+
+
+def samples(printed):
+    return re.findall(r"--- sample ---\n(.*)\n---", printed)
+
+
+def val_losses(printed):
+    return re.findall(r"^val loss .*$", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("step", range(1, 12))
+def test_a_resumed_run_is_the_run_it_would_have_been(folder, capsys, step):
+    back_to(step)
+    assert resume("parts", "--threads", "1") is None
+    whole, resumed = pathlib.Path("printed").read_text(), capsys.readouterr().out
+    assert f"parts after step {step}\n" in resumed
+    assert contents("parts") == contents("whole")
+    assert samples(resumed) == samples(whole)[step // 3 :] and len(samples(whole)) == 4
+    assert val_losses(resumed) == val_losses(whole)[1 + step // 5 :] and len(val_losses(whole)) == 4
+
+
+def test_more_steps_and_another_folder_are_allowed(folder):
+    constant = ("--lr-schedule", "constant", "--val-every", "0", "--sample-every", "0")
+    train("--out-dir", "long", "-x", "16", *constant)
+    train(*constant)
+    resume("out", "-x", "16", "--out-dir", "other", "--keep", "1")
+    assert contents("other", 16) == contents("long", 16)
+    assert [path.name for path in pathlib.Path("out").glob("model*")] == ["model_00000012.bin"]
+    assert resume("other") is None  # nothing is left to do, and nothing goes wrong
+    assert contents("other", 16) == contents("long", 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        (["-b", "3"], "--batch-size was 2, not 3"),
+        (["-t", "4"], "--seq-len was 8, not 4"),
+        (["--grad-accum-steps", "1"], "--grad-accum-steps was 3, not 1"),
+        (["--init", "scratch"], "--init was tiny.bin, not scratch"),
+        (["-l", "1"], "--learning-rate was 0.01, not 1.0"),
+        (["--seed", "1", "--beta1", "0.8"], "--beta1 was 0.9, not 0.8; --seed was 1337, not 1"),
+        (["--train-data", "train-1.bin"], r"--train-data: .*train-2.bin"),
+        (["--val-data", "train-1.bin"], r"--val-data: .*(val|train-1).bin"),
+    ],
+)
+def test_what_may_not_differ_is_refused_by_name_unless_it_is_to_go_on_anyway(folder, capsys, arguments, difference):
+    back_to(11)
+    with pytest.raises(UserError, match=f"^parts: .*{difference}.*--resume-anyway$") as refused:
+        resume("parts", *arguments)
+    assert "\n" not in str(refused.value)
+    assert resume("parts", "--resume-anyway", *arguments) is None
+    assert re.search(difference, capsys.readouterr().out)
+    assert checkpoint.find("parts").step == 12
+
+
+def test_the_same_options_given_again_are_no_difference(folder):
+    back_to(7)
+    trainer.train(train_gpt2.parse_arguments([*COMMON.split(), "--resume", "parts"]))
+    assert contents("parts") == contents("whole")
+
+
+def test_changed_and_vanished_data_are_noticed(folder):
+    data = bytearray(pathlib.Path("train-2.bin").read_bytes())
+    data[-6] ^= 1
+    pathlib.Path("train-2.bin").write_bytes(data)
+    with pytest.raises(UserError, match=r"--train-data: .*train-2.bin"):
+        resume("parts")
+    pathlib.Path("train-2.bin").unlink()
+    with pytest.raises(UserError, match=r"--train-data: .*train-2.bin"):
+        resume("parts")
+
+
+def test_data_may_be_moved(folder):
+    back_to(6)
+    pathlib.Path("moved").mkdir()
+    for name in ("train-1.bin", "train-2.bin", "val.bin"):
+        shutil.move(name, f"moved/{name}")
+    resume("parts", "--train-data", "moved/train-*.bin", "--val-data", "moved/val.bin")
+    assert contents("parts") == contents("whole")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_none_is_an_error(folder, capsys):
+    path = pathlib.Path("parts/state_00000012.bin")
+    path.write_bytes(path.read_bytes()[:-1])
+    resume("parts")
+    printed = capsys.readouterr().out
+    assert "state_00000012.bin" in printed and "parts after step 11\n" in printed
+    assert contents("parts") == contents("whole")
+    for path in pathlib.Path("parts").glob("state*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"^parts: no whole checkpoint"):
+        resume("parts")
+    with pytest.raises(UserError, match=r"^nowhere: no such folder"):
+        resume("nowhere")
+    assert not pathlib.Path("nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda progress: progress.pop("options"),
+        lambda progress: progress["options"].pop("seed"),
+        lambda progress: progress["options"].update(batch_size="2"),
+        lambda progress: progress.pop("outliers"),
+        lambda progress: progress.update(left_out={}),
+        lambda progress: progress.pop("position"),
+        lambda progress: progress.update(position=[0, 10**9]),
+        lambda progress: progress.pop("train_data"),
+    ],
+)
+def test_a_whole_checkpoint_of_another_version_is_refused(folder, monkeypatch, change):
+    back_to(2)
+    found = checkpoint.find("parts", report=str)
+    change(found.progress)
+    monkeypatch.setattr(checkpoint, "find", lambda folder: found)
+    with pytest.raises(UserError) as refused:
+        resume("parts")
+    assert "\n" not in str(refused.value)
