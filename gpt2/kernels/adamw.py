@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from gpt2.kernels.jit import kernel
+from gpt2.kernels.jit import inline, kernel
 
 # Elements of a flat buffer that make one task, whatever the number of threads.
 _BLOCK = 1 << 12
@@ -35,7 +35,7 @@ def adamw_update(params, grads, m, v, lr, beta1, beta2, eps, weight_decay, grad_
             update = (first[i] * unbias1) / (np.sqrt(second[i] * unbias2) + epsilon)
             p[i] -= rate * update + decay * p[i]
         squares[block] = total
-    return squares.sum()
+    return _sum(squares)
 
 
 @kernel
@@ -49,7 +49,13 @@ def sum_of_squares(x):
         for i in range(part.size):
             total += np.float64(part[i]) * np.float64(part[i])
         partial[block] = total
+    return _sum(partial)
+
+
+@inline
+def _sum(values):
+    """Unlike values.sum(), which Numba would cut among the threads."""
     result = 0.0
-    for block in range(blocks):
-        result += partial[block]
+    for i in range(values.size):
+        result += values[i]
     return result

@@ -16,7 +16,7 @@ import numba
 from numba.core import types
 from numba.extending import overload
 
-from gpt2.kernels.jit import inline, standalone
+from gpt2.kernels.jit import fill_cache, inline, standalone
 from gpt2.kernels.simd import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -61,12 +61,19 @@ def calls_gemm(dispatcher):
     compile_or_load = dispatcher.compile
 
     def link_first(signature):
-        for argument in signature:
-            for array in getattr(argument, "types", [argument]):  # a tuple's, or the argument itself
-                if isinstance(array, types.Array) and array.layout == "F" and array.ndim > 1:
-                    raise ValueError(f"{dispatcher.__name__}: a transposed array, {array}, where rows must be adjacent")
-                if isinstance(array, types.Array) and isinstance(array.dtype, types.Float):
-                    _link(array.dtype)
+        arrays = [
+            array
+            for argument in signature
+            for array in getattr(argument, "types", [argument])  # a tuple's, or the argument itself
+            if isinstance(array, types.Array)
+        ]
+        for array in arrays:
+            if array.layout == "F" and array.ndim > 1:
+                raise ValueError(f"{dispatcher.__name__}: a transposed array, {array}, where rows must be adjacent")
+        fill_cache(dispatcher, signature)
+        for array in arrays:
+            if isinstance(array.dtype, types.Float):
+                _link(array.dtype)
         return compile_or_load(signature)
 
     dispatcher.compile = link_first

@@ -1,5 +1,6 @@
 """How kernels are compiled, and where the compiled code is kept."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -10,6 +11,8 @@ import tempfile
 import llvmlite.binding
 import numba
 from numba.core import event
+
+from gpt2.kernels.compiler import Compiler, Listener
 
 # All of LLVM's fast-math but `nnan` and `ninf`, which would make isnan() always False (numba issue 9383).
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
@@ -64,8 +67,23 @@ elif not numba.config.DISABLE_JIT:
 
 _options = {"fastmath": FASTMATH, "error_model": "numpy", "cache": CACHE_FOLDER is not None}
 
-kernel = numba.njit(parallel=True, **_options)
-kernel.__doc__ = "Decorates a function called from Python, whose prange loops run on all threads."
+_compiler = Compiler()
+
+
+def kernel(function):
+    """Decorates a function called from Python, whose prange loops run on all threads."""
+    dispatcher = numba.njit(parallel=True, **_options)(function)
+    if numba.config.DISABLE_JIT:
+        return dispatcher
+    compile_or_load = dispatcher.compile
+
+    def load(signature):
+        fill_cache(dispatcher, signature)
+        return compile_or_load(signature)
+
+    dispatcher.compile = load
+    return dispatcher
+
 
 inline = numba.njit(**_options)
 inline.__doc__ = "Decorates a function called from kernels."
@@ -76,17 +94,23 @@ def standalone(signature):
     return numba.cfunc(signature, **_options)
 
 
-class _Listener(event.Listener):
-    def __init__(self, started, ended):
-        self.started, self.ended = started, ended
+def fill_cache(dispatcher, signature):
+    """Has a kernel compiled in another process for a tuple of Numba types, unless it is in the cache or has none."""
+    cache = dispatcher._cache
+    if CACHE_FOLDER is None or not dispatcher.py_func.__module__.startswith(__package__):
+        return
+    key = cache._index_key(signature, dispatcher.targetctx.codegen())
+    if key not in cache._cache_file._load_index():
+        _compiler.compile(dispatcher, signature)
 
-    def on_start(self, compilation):
-        self.started(compilation.data["dispatcher"].__name__)
 
-    def on_end(self, compilation):
-        self.ended()
-
-
+@contextlib.contextmanager
 def watch_compilation(started, ended):
     """A context in which started(name) and ended() are called around each compilation of a function, not a loading."""
-    return event.install_listener("numba:compile", _Listener(started, ended))
+    _compiler.watchers.append((started, ended))
+    try:
+        with event.install_listener("numba:compile", Listener(started, ended)):
+            yield
+    finally:
+        _compiler.watchers.remove((started, ended))
+        _compiler.stop()

@@ -1,0 +1,65 @@
+"""Compiled kernels: another process makes them, and this one loads them, from the first time on."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PROGRAM = """
+import hashlib, sys
+import numpy as np
+from gpt2.kernels import compiler
+from gpt2.kernels.adamw import sum_of_squares
+from gpt2.kernels.classifier import classifier_forward
+from gpt2.kernels.jit import watch_compilation
+
+if sys.argv[1:] == ["alone"]:
+    def refuse(*command, **streams):
+        raise OSError("no more processes")
+    compiler.subprocess.Popen = refuse
+
+rng = np.random.default_rng(0)
+logits = rng.standard_normal((67, 256), dtype=np.float32)
+losses, lse = np.empty((2, 67), np.float32)
+names = []
+with watch_compilation(names.append, lambda: names.append("end")):
+    classifier_forward(losses, lse, logits, np.zeros(67, np.int32), 201)
+    total = sum_of_squares(logits.reshape(-1))
+own = sum(sum(kernel.stats.cache_misses.values()) for kernel in (classifier_forward, sum_of_squares))
+print(hashlib.sha256(losses.tobytes() + lse.tobytes()).hexdigest(), total)
+print(own, "classifier_forward" in names, names.count("end"), len(names))
+"""
+
+
+def run(cache, *arguments):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0 and process.stderr == "", process.stderr
+    numbers, counts = process.stdout.splitlines()
+    return numbers, counts.split()
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    return cache, run(cache)
+
+
+def test_the_first_run_computes_what_later_ones_do_to_the_last_bit(first):
+    cache, (numbers, (own, seen, ends, names)) = first
+    assert own == "0" and seen == "True" and int(names) == 2 * int(ends) > 0
+    again, (own, seen, ends, _) = run(cache)
+    assert (own, seen, ends) == ("0", "False", "0")
+    assert again == numbers
+
+
+def test_where_no_process_can_be_started_kernels_are_compiled_all_the_same(first, tmp_path):
+    numbers, (own, seen, _, _) = run(tmp_path, "alone")
+    assert int(own) > 0 and seen == "True"
+    _, total = numbers.split()
+    assert float(total) == pytest.approx(float(first[1][0].split()[1]), rel=1e-12)
