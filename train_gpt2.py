@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 
 from gpt2.errors import run_command
 from gpt2.kernels.threads import available_threads
@@ -62,7 +63,7 @@ def parse_arguments(arguments=None):
     add("--final-lr-fraction", type=_real(0, 1), default=0.0, metavar="F", help="where it ends, as a part of the peak")
     add("--beta1", type=_real(0, 1, open_end=True), default=0.9, help="AdamW's decay of the first moment")
     add("--beta2", type=_real(0, 1, open_end=True), default=0.999, help="AdamW's decay of the second moment")
-    add("--eps", type=_real(0), default=1e-8, help="AdamW's guard against division by zero")
+    add("--eps", type=_real(0, open_start=True), default=1e-8, help="AdamW's guard against division by zero")
     add("--weight-decay", type=_real(0), default=0.0, metavar="W", help="on matrices and embeddings only")
     add("--grad-clip", type=_real(0), default=0.0, metavar="NORM", help="largest gradient norm, 0: off")
     add(
@@ -86,7 +87,7 @@ def parse_arguments(arguments=None):
     add("--val-batches", type=_whole(0), default=5, metavar="N", help="batches of a validation, 0: the whole split")
     add("--sample-every", type=_whole(0), default=20, metavar="N", help="steps between samples of text, 0: never")
     add("--sample-tokens", type=_whole(1), default=64, metavar="N", help="tokens in a sample")
-    add("--prompt", default="", metavar="TEXT", help="what a sample continues; empty: a new document")
+    add("--prompt", type=_text, default="", metavar="TEXT", help="what a sample continues; empty: a new document")
 
     add = parser.add_argument_group("the run").add_argument
     add("--out-dir", default="out", metavar="DIR", help="where checkpoints, metrics.jsonl and loss.png go")
@@ -107,13 +108,15 @@ def parse_arguments(arguments=None):
 
 
 def _complete(parser, arguments):
-    """Returns all options, and as `given` the names of those that the arguments have."""
+    """Returns all options, and what --resume needs: `arguments`, the names of those `given`, and `parse`."""
     undecided = dict.fromkeys(("train_data", "val_data", "learning_rate", "warmup_steps", "resume"))
     defaults = vars(parser.parse_args([], argparse.Namespace(**undecided)))
+    arguments = sys.argv[1:] if arguments is None else arguments
     # What an attribute holds already, argparse leaves: None stays where nothing is given.
     values = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(defaults))))
     given = {name: value for name, value in values.items() if value is not None}
-    options = argparse.Namespace(**defaults | given, given=given.keys())
+    more = {"arguments": arguments, "given": given.keys(), "parse": parse_arguments}
+    options = argparse.Namespace(**defaults | given | more)
     if options.resume and "out_dir" not in given:
         options.out_dir = options.resume
     elif options.resume == "":
@@ -121,24 +124,35 @@ def _complete(parser, arguments):
     return options
 
 
-def _whole(lowest):
+def _whole(lowest, highest=2**31 - 1):
     def whole_number(text):
         value = int(text)
         if value < lowest:
             raise argparse.ArgumentTypeError(f"{value} is below {lowest}")
+        if value > highest:
+            raise argparse.ArgumentTypeError(f"{value} is above {highest}")
         return value
 
     return whole_number
 
 
-def _real(lowest, highest=math.inf, open_end=False):
+def _real(lowest, highest=math.inf, open_start=False, open_end=False):
     def number(text):
         value = float(text)
-        if not lowest <= value <= highest or math.isinf(value) or (open_end and value == highest):
+        outside = math.isinf(value) or (open_start and value == lowest) or (open_end and value == highest)
+        if outside or not lowest <= value <= highest:
             raise argparse.ArgumentTypeError(f"{text} is not in the range from {lowest} to {highest}")
         return value
 
     return number
+
+
+def _text(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from error
+    return text
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ A state file is a header of 256 int32 (magic, version, bytes of JSON, maxT, V, L
 
 import argparse
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -191,6 +192,9 @@ def _survey(folder):
         try:
             yield step, _verify(folder, step), None
         except UserError as error:
+            # What cannot be read now may yet be whole, and nothing may be saved over it. A broken disk stays broken.
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno != errno.EIO:
+                raise
             yield step, None, str(error)
 
 

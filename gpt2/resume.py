@@ -1,29 +1,34 @@
 """What a run says about itself in its checkpoints, and whether it may go on with other options or data."""
 
-import argparse
+import contextlib
 import importlib.metadata
+import io
 import platform
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, quoted
 from gpt2.kernels.simd import VECTOR_BYTES
 
-# Options that may have other values when a run goes on: nothing that was computed so far depends on them.
+# Options that may have other values when a run goes on. Some change what comes after, none what has been.
 MAY_DIFFER = {
     *("max_steps", "checkpoint_every", "keep", "skip_nonfinite", "skip_spikes"),
     *("val_every", "val_batches", "sample_every", "sample_tokens", "prompt"),
 }
 # Those of one process only.
-NOT_SAVED = {"given", "resume", "resume_anyway", "out_dir", "threads"}
+NOT_SAVED = {"arguments", "given", "parse", "resume", "resume_anyway", "out_dir", "threads"}
 # Here it is the files' contents that may not differ, wherever they are.
-DATA = {"train_data", "val_data"}
+CONTENTS_COUNT = {"train_data", "val_data"}
 
 
-def run_description(options, train_loader, val_loader):
-    """What a checkpoint keeps of its run besides numbers: a dict for JSON."""
+def run_description(options, train_loader, val_loader, found):
+    """What a checkpoint keeps of its run besides numbers: a dict for JSON.
+
+    found: the checkpoint that the run has come from, or None.
+    """
+    val_data = found.progress.get("val_data") if found else None
     return {
-        "options": _saved(options),
+        "options": {name: value for name, value in vars(options).items() if name not in NOT_SAVED},
         "train_data": train_loader.fingerprint,
-        "val_data": val_loader.fingerprint if val_loader else None,
+        "val_data": val_loader.fingerprint if val_loader else val_data,
         "versions": _versions(),
     }
 
@@ -34,18 +39,22 @@ def resumed_options(options, found):
     options: train_gpt2.py's. found: a checkpoint.Checkpoint. Raises UserError for a given option that may not differ,
     unless --resume-anyway is given too, and for a checkpoint whose options are not this version's.
     """
-    saved, now = found.progress.get("options"), _saved(options)
-    if (
-        not isinstance(saved, dict)
-        or saved.keys() != now.keys()
-        or not all(_fits(saved[name], now[name]) for name in now)
-    ):
-        raise not_this_version(found)
-    fixed = sorted(options.given - MAY_DIFFER - NOT_SAVED - DATA)
-    _refuse(found, [_difference(name, saved[name], now[name]) for name in fixed if saved[name] != now[name]], options)
-    return argparse.Namespace(
-        **saved | {name: value for name, value in vars(options).items() if name in NOT_SAVED | options.given}
-    )
+    arguments = _as_arguments(found.progress.get("options"))
+    try:
+        # As they were given once, so they are checked.
+        with contextlib.redirect_stderr(io.StringIO()):
+            before = vars(options.parse(arguments))
+    except SystemExit as error:
+        raise not_this_version(found) from error
+    merged = options.parse([*arguments, *options.arguments])
+    merged.given = options.given
+    now, fixed = vars(merged), sorted(options.given - MAY_DIFFER - NOT_SAVED - CONTENTS_COUNT)
+    if now["init"] != before["init"]:
+        raise UserError(f"{found.folder}: --init {now['init']}: a run that goes on does so with its own model")
+    _refuse(found, [_difference(name, before[name], now[name]) for name in fixed if before[name] != now[name]], options)
+    if now["max_steps"] != before["max_steps"] and now["lr_schedule"] != "constant":
+        print(f"the learning rate goes on as if the run had been one of {now['max_steps']} steps", flush=True)
+    return merged
 
 
 def check_data(found, train_loader, val_loader, options):
@@ -73,7 +82,9 @@ def changed_versions(found):
     """Names what the last bits of a sum can depend on, and is not what it was; an empty string if all is."""
     saved = found.progress.get("versions")
     saved = saved if isinstance(saved, dict) else {}
-    changed = [f"{name} {saved.get(name)} -> {now}" for name, now in _versions().items() if saved.get(name) != now]
+    changed = [
+        f"{name} {quoted(saved.get(name))} -> {now}" for name, now in _versions().items() if saved.get(name) != now
+    ]
     return f" (the last digits may come out otherwise than they would have: {', '.join(changed)})" if changed else ""
 
 
@@ -82,22 +93,23 @@ def not_this_version(found):
     return UserError(f"{found.state}: not what this version of the trainer saves; go on with the version that saved it")
 
 
-def _saved(options):
-    return {name: value for name, value in vars(options).items() if name not in NOT_SAVED}
+def _as_arguments(saved):
+    """The command-line arguments that saved options stand for; some that no parser takes if they are none."""
+    arguments = []
+    for name, value in saved.items() if isinstance(saved, dict) else [("options", "none")]:
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, list):
+            arguments += [option, *map(str, value)]
+        elif value is True:
+            arguments.append(option)
+        elif value is not None and value is not False:
+            arguments.append(f"{option}={value}")
+    return arguments
 
 
 def _versions():
     packages = {name: importlib.metadata.version(name) for name in ("numpy", "numba", "llvmlite")}
     return {"python": platform.python_version(), **packages, "bytes of a vector": VECTOR_BYTES}
-
-
-def _fits(saved, value):
-    """Whether a value from a file can stand for an option whose value is now this one; None is undecided."""
-    if saved is None or isinstance(saved, list):
-        return value is None or isinstance(value, list)
-    if value is None:
-        return isinstance(saved, int | float | list)
-    return type(saved) is type(value)
 
 
 def _difference(name, saved, value):

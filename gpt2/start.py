@@ -1,5 +1,6 @@
 """How a run starts: its folder, its data, its model."""
 
+import errno
 import os
 import pathlib
 
@@ -20,33 +21,32 @@ def locked_folder(path, stack):
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise from_os_error(error, folder) from error
     stack.enter_context(locked(folder))
     return folder
 
 
-def make_way(folder, stack):
+def make_way(path, stack):
     """Gives a locked folder another name if an earlier run has left checkpoints in it, and makes a new one.
 
     Raises UserError if that is not possible.
     """
-    if not checkpoint.steps(folder):
+    if not checkpoint.steps(path):
         return
-    number = 1
+    folder, number = path.resolve(), 1
     while os.path.lexists(aside := folder.with_name(f"{folder.name}-{number}")):
         number += 1
     try:
+        if pathlib.Path.cwd().is_relative_to(folder):
+            raise OSError(errno.EBUSY, "it is the working folder")
         folder.rename(aside)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(
-            f"{folder}: holds an earlier run and cannot be given another name ({error}); "
+            f"{path}: holds an earlier run and cannot be given another name ({error.strerror}); "
             "go on with that run by --resume, or choose another --out-dir"
         ) from error
-    print(f"{folder} held an earlier run, which is in {aside} now", flush=True)
+    print(f"{path} held an earlier run, which is in {aside.name} now", flush=True)
     locked_folder(folder, stack)
 
 

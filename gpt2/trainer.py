@@ -17,6 +17,7 @@ from gpt2.config import GPT2Config
 from gpt2.dataloader import DataLoader
 from gpt2.decoder import prepare_kernels
 from gpt2.errors import UserError
+from gpt2.kernels.adamw import sum_of_squares
 from gpt2.kernels.threads import set_threads
 from gpt2.metrics import Metrics
 from gpt2.model import GPT2
@@ -49,6 +50,10 @@ def train(options):
         out_dir, found = locked_folder(options.out_dir, stack), None
         if options.resume is not None:
             found = checkpoint.find(options.resume)
+            if out_dir.resolve() in found.folder.resolve().parents:
+                raise UserError(
+                    f"--out-dir {out_dir}: the run to go on with lies in it; choose another, or that folder"
+                )
             options = resumed_options(options, found)
         run = Run(options, out_dir, found)
         if not run.in_place:
@@ -102,11 +107,12 @@ class Run:
         # A prompt has at most as many tokens as bytes.
         sample_length = min(config.maxT, max(1, len(options.prompt.encode())) + options.sample_tokens)
         require_memory(config, options.batch_size, options.seq_len, sample_length if options.sample_every else 0)
-        saves = -(-options.max_steps // options.checkpoint_every) if options.checkpoint_every else 1
+        left = max(0, options.max_steps - (self.found.step if self.found else 0))
+        saves = -(-left // options.checkpoint_every) if options.checkpoint_every else 1
+        present = len(checkpoint.steps(self.out_dir)) if self.in_place else 0
         # While one is written, those that stay are still there.
-        at_once = max(1, min(saves, options.keep + 1))
-        replaced = len(checkpoint.steps(self.out_dir)) * checkpoint_bytes(config) if self.in_place else 0
-        require_disk(config, self.out_dir, at_once, replaced)
+        at_once = max(1, present, min(present + saves, options.keep + 1))
+        require_disk(config, self.out_dir, at_once, present * checkpoint_bytes(config))
 
     def _initial_model(self):
         options = self.options
@@ -172,7 +178,7 @@ class Run:
             options.final_lr_fraction,
         )
         forward = backward = loss = 0.0
-        batch, nonfinite = loader.position, None
+        batch, nonfinite, epoch = loader.position, None, loader.epoch
         start = time.perf_counter()
         for micro_step in range(count):
             if options.overfit_single_batch:
@@ -192,6 +198,7 @@ class Run:
         norm, left_out = self._update(loss, lr)
         end = time.perf_counter()
         record = {
+            "epoch": epoch,
             "train_loss": loss,
             "grad_norm": norm,
             "lr": lr,
@@ -203,7 +210,7 @@ class Run:
         if left_out:
             self.left_out[left_out] += 1
             record |= {"left_out": left_out, "left_out_so_far": self.left_out[left_out]}
-        if self.left_out["nonfinite"] > options.skip_nonfinite:
+        if left_out == "nonfinite" and self.left_out[left_out] > options.skip_nonfinite:
             where = loader.where(batch) + (f" (or the {count - 1} after it)" if count > 1 and not nonfinite else "")
             raise UserError(
                 f"step {step}: the loss is {loss}, the gradient's norm {norm}; the first number that is not finite is "
@@ -232,6 +239,11 @@ class Run:
 
     def _save(self):
         start = time.perf_counter()
+        if not math.isfinite(sum_of_squares(self.model.params_flat)):
+            raise UserError(
+                f"after step {self.step} the parameters are not finite, first {first_nonfinite(self.model)}; "
+                "that was not saved: try a lower --learning-rate"
+            )
         self.metrics.sync()
         progress = {
             "step": self.step,
@@ -239,7 +251,7 @@ class Run:
             "left_out": self.left_out,
             "outliers": {name: detector.state for name, detector in self.outliers.items()},
             "position": self.train_loader.position,
-            **run_description(self.options, self.train_loader, self.val_loader),
+            **run_description(self.options, self.train_loader, self.val_loader, self.found),
         }
         saved = checkpoint.save(self.out_dir, self.model, self.optimizer, progress, self.options.keep)
         print(f"saved {saved.model} and {saved.state.name} in {time.perf_counter() - start:.1f} s", flush=True)
@@ -271,8 +283,10 @@ class Run:
             for name, detector in self.outliers.items():
                 detector.state = found.progress["outliers"][name]
             self.left_out = {name: int(found.progress["left_out"][name]) for name in self.left_out}
-            self.losses = {name: found.progress[name] for name in ("train_loss", "val_loss") if name in found.progress}
-        except (KeyError, TypeError, ValueError) as error:
+            self.losses = {
+                name: float(found.progress[name]) for name in ("train_loss", "val_loss") if name in found.progress
+            }
+        except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:
             raise not_this_version(found) from error
         found.load_moments(self.optimizer)
         self.step = found.step

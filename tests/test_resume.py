@@ -12,6 +12,7 @@ import pytest
 
 import train_gpt2
 from gpt2 import GPT2, GPT2Config, checkpoint, trainer
+from gpt2 import resume as resuming
 from gpt2.dataset import write_tokens
 from gpt2.errors import UserError
 from gpt2.kernels.threads import available_threads, set_threads
@@ -112,7 +113,6 @@ def test_more_steps_and_another_folder_are_allowed(folder):
         (["-b", "3"], "--batch-size was 2, not 3"),
         (["-t", "4"], "--seq-len was 8, not 4"),
         (["--grad-accum-steps", "1"], "--grad-accum-steps was 3, not 1"),
-        (["--init", "scratch"], "--init was tiny.bin, not scratch"),
         (["-l", "1"], "--learning-rate was 0.01, not 1.0"),
         (["--seed", "1", "--beta1", "0.8"], "--beta1 was 0.9, not 0.8; --seed was 1337, not 1"),
         (["--train-data", "train-1.bin"], r"--train-data: .*train-2.bin"),
@@ -171,17 +171,74 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_is_an_error(folder, capsys
     assert not pathlib.Path("nowhere").exists()
 
 
+@pytest.mark.parametrize("anyway", [[], ["--resume-anyway"]])
+def test_another_model_is_never_taken(folder, anyway):
+    with pytest.raises(UserError, match=r"^parts: --init scratch: a run that goes on does so with its own model"):
+        resume("parts", "--init", "scratch", *anyway)
+
+
+def test_validation_data_are_remembered_while_there_is_no_validation(folder):
+    back_to(8)
+    resume("parts", "--val-every", "0", "-x", "9")
+    with pytest.raises(UserError, match=r"--val-data: "):
+        resume("parts", "--val-every", "5", "--val-data", "train-1.bin")
+
+
+def test_what_changes_the_last_digits_or_the_learning_rate_is_said(folder, monkeypatch, capsys):
+    back_to(8)
+    monkeypatch.setattr(resuming, "VECTOR_BYTES", 7)
+    resume("parts", "-x", "9")
+    printed = capsys.readouterr().out
+    assert re.search(r"\(the last digits may come out otherwise .*: bytes of a vector \d+ -> 7\)", printed)
+    assert "the learning rate goes on as if the run had been one of 9 steps" in printed
+
+
+def test_room_is_asked_for_what_is_still_to_be_saved(folder, monkeypatch, capsys):
+    back_to(8)
+    usage = shutil.disk_usage(folder)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"^parts: 12 checkpoints"):
+        resume("parts")
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    resume("parts", "--keep", "2")
+    assert "[disk] 8 checkpoints of" in capsys.readouterr().out
+
+
+def test_updates_left_out_before_do_not_end_a_run_that_tolerates_fewer(folder, monkeypatch):
+    back_to(8)
+    found = checkpoint.find("parts", report=str)
+    found.progress["left_out"]["nonfinite"] = 3
+    monkeypatch.setattr(checkpoint, "find", lambda folder: found)
+    resume("parts", "--skip-nonfinite", "1")
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert checkpoint.find("parts").progress["left_out"] == {"nonfinite": 3, "spike": 0}
+
+
+def test_a_folder_that_holds_the_run_to_go_on_with_is_refused(folder):
+    pathlib.Path("large").mkdir()
+    shutil.move("parts", "large/parts")
+    with pytest.raises(UserError, match=r"^--out-dir large: the run to go on with lies in it"):
+        resume("large/parts", "--out-dir", "large")
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda progress: progress.pop("options"),
-        lambda progress: progress["options"].pop("seed"),
-        lambda progress: progress["options"].update(batch_size="2"),
+        lambda progress: progress["options"].update(no_such_option=1),
+        lambda progress: progress["options"].update(batch_size="two"),
+        lambda progress: progress["options"].update(grad_accum_steps=0),
+        lambda progress: progress["options"].update(learning_rate=float("nan")),
+        lambda progress: progress["options"].update(lr_schedule="foo"),
+        lambda progress: progress["options"].update(max_steps=10**40),
+        lambda progress: progress["options"].update(prompt="\ud800"),
         lambda progress: progress.pop("outliers"),
+        lambda progress: progress["outliers"].update(train_loss=[1]),
         lambda progress: progress.update(left_out={}),
-        lambda progress: progress.pop("position"),
-        lambda progress: progress.update(position=[0, 10**9]),
-        lambda progress: progress.pop("train_data"),
+        lambda progress: progress["left_out"].update(spike=float("inf")),
+        lambda progress: progress.update(train_loss="a\nb"),
     ],
 )
 def test_a_whole_checkpoint_of_another_version_is_refused(folder, monkeypatch, change):
@@ -189,6 +246,25 @@ def test_a_whole_checkpoint_of_another_version_is_refused(folder, monkeypatch, c
     found = checkpoint.find("parts", report=str)
     change(found.progress)
     monkeypatch.setattr(checkpoint, "find", lambda folder: found)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(
+        UserError, match=r"^parts/state_00000002.bin: not what this version of the trainer saves; go on"
+    ):
+        resume("parts")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda progress: progress.pop("position"), "position"),
+        (lambda progress: progress.update(position=[0, 10**9]), "position"),
+        (lambda progress: progress.pop("train_data"), "--train-data: "),
+    ],
+)
+def test_a_place_in_the_data_that_there_is_not_is_refused(folder, monkeypatch, change, message):
+    back_to(2)
+    found = checkpoint.find("parts", report=str)
+    change(found.progress)
+    monkeypatch.setattr(checkpoint, "find", lambda folder: found)
+    with pytest.raises(UserError, match=message) as refused:
         resume("parts")
     assert "\n" not in str(refused.value)

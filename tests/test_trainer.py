@@ -20,7 +20,7 @@ from gpt2.modelfile import load_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
-KEYS = {"step", "train_loss", "grad_norm", "lr", "forward_ms", "backward_ms", "update_ms", "tokens_per_s"}
+KEYS = {"step", "epoch", "train_loss", "grad_norm", "lr", "forward_ms", "backward_ms", "update_ms", "tokens_per_s"}
 
 
 @pytest.fixture
@@ -256,6 +256,12 @@ def test_updates_that_are_not_finite_are_left_out_up_to_the_number_given(folder,
         trainer.train(options("--skip-nonfinite", "1", "--out-dir", "one"))
 
 
+def test_parameters_that_are_not_finite_are_not_saved(folder):
+    with pytest.raises(UserError, match=r"^after step 1 the parameters are not finite, first wte \(row 0, column 0"):
+        trainer.train(options("-l", "1e39", "-x", "1", "--val-every", "0", "--sample-every", "0"))
+    assert not list(pathlib.Path("out").glob("model*"))
+
+
 def test_spikes_are_left_out(folder, monkeypatch):
     scores = iter([0, 0, 0, 5, 0, 0, 5, 5])  # loss and norm of each of four steps
     monkeypatch.setattr(trainer.OutlierDetector, "update", lambda self, value: next(scores))
@@ -282,6 +288,9 @@ def test_a_new_run_gives_way_to_none_of_an_earlier_one(folder, capsys):
         (["--lr-schedule", "cosinus"], 2, "invalid choice: 'cosinus'"),
         (["--no-such-option"], 2, "unrecognized arguments"),
         (["--learning-rate", "nan"], 2, "nan is not in the range"),
+        (["--eps", "0"], 2, "0 is not in the range"),
+        (["--max-steps", "1" + 30 * "0"], 2, "is above 2147483647"),
+        (["--prompt", "q\udcff"], 2, "is not UTF-8"),
     ],
 )
 def test_exit_status_and_one_line_without_traceback(folder, arguments, status, message):
@@ -311,3 +320,20 @@ def test_llmc_trajectory_from_the_released_weights(tmp_path):
     trainer.train(train_gpt2.parse_arguments([*arguments, "--sample-every", "0", "--out-dir", str(tmp_path)]))
     assert records(tmp_path)[0]["val_loss"] == pytest.approx(5.3255, abs=1e-3)
     assert losses(tmp_path) == pytest.approx([5.356, 4.301, 4.623, 4.600], abs=2e-3)
+
+
+def test_an_output_folder_may_be_a_link_or_the_working_folder(folder, capsys):
+    pathlib.Path("large disk").mkdir()
+    pathlib.Path("link").symlink_to("large disk/real")
+    pathlib.Path("large disk/real").mkdir()
+    for _ in range(2):
+        trainer.train(options("-x", "1", "--out-dir", "link"))
+    assert sorted(os.listdir("large disk")) == ["real", "real-1"] and os.path.islink("link")
+    assert "which is in real-1 now" in capsys.readouterr().out
+    command = options("--init", os.path.abspath("tiny.bin"), "-x", "1", "--out-dir", ".")
+    command.train_data, command.val_data = os.path.abspath("train.bin"), os.path.abspath("val.bin")
+    os.chdir("large disk/real")
+    with pytest.raises(
+        UserError, match=r"^\.: holds an earlier run and cannot be given another name \(it is the working"
+    ):
+        trainer.train(command)
