@@ -93,11 +93,25 @@ def save(folder, model, optimizer, progress, keep):
     manifest = _manifest(step, model_record, state_record)
     with atomic_write(folder / MANIFEST) as file:
         file.write(manifest)
-    _prune(folder, step, keep)
+    _prune(folder, step, keep, steps(folder))
     return Checkpoint(folder, step, model_path, state_path, progress, optimizer.steps, manifest)
 
 
-def find(folder, report=print):
+def settle(found, keep):
+    """Does what is left to do of saving a Checkpoint that was found, should that have been interrupted: it goes into
+    the manifest, and older ones are removed. Later ones, which are damaged, stay until the next is saved.
+    """
+    with atomic_write(found.folder / MANIFEST) as file:
+        file.write(found.manifest)
+    _prune(found.folder, found.step, keep, [step for step in steps(found.folder) if step <= found.step])
+
+
+def say(line):
+    """Prints a line at once: what comes after it may be an error's, on another stream."""
+    print(line, flush=True)
+
+
+def find(folder, report=say):
     """Returns the newest Checkpoint of the folder that is whole, having verified it and those after it.
 
     report: called with a line for each newer pair that is damaged or incomplete, and for a manifest that is missing,
@@ -134,11 +148,10 @@ def steps(folder):
     return sorted((step for step in found if {path.name for path in _paths(folder, step)} & set(names)), reverse=True)
 
 
-def _prune(folder, step, keep):
-    """Removes the checkpoints after `step`, which are damaged or of a run that was given up, and of those up to it all
-    but the `keep` newest, halves of pairs, and what writers that were killed left. The caller holds the folder's lock.
+def _prune(folder, step, keep, present):
+    """Removes, of the steps `present` (newest first), those after `step`, which are damaged or of a run that was given
+    up, and of the others all but the `keep` newest, and halves of pairs; and what writers that were killed left.
     """
-    present = steps(folder)
     pairs = [found for found in present if found <= step and all(path.is_file() for path in _paths(folder, found))]
     try:
         for found in present:

@@ -125,6 +125,8 @@ class Run:
     def go(self):
         """Takes the steps that are left, and saves. Returns what `train` does."""
         options, found = self.options, self.found
+        if self.in_place:
+            checkpoint.settle(found, options.keep)
         self.metrics = Metrics.resume(found.folder, self.out_dir, self.step) if found else Metrics(self.out_dir)
         if not found and self.val_loader:
             self.metrics.write({"step": 0, "val_loss": _validate(self.model, self.val_loader, options.val_batches)})
