@@ -1,11 +1,16 @@
 """Compiled kernels: another process makes them, and this one loads them, from the first time on."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from numba.core import types
+
+from gpt2.kernels import decode
+from gpt2.kernels.compiler import _describe, _understand
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAM = """
@@ -63,3 +68,10 @@ def test_where_no_process_can_be_started_kernels_are_compiled_all_the_same(first
     assert int(own) > 0 and seen == "True"
     _, total = numbers.split()
     assert float(total) == pytest.approx(float(first[1][0].split()[1]), rel=1e-12)
+
+
+def test_signatures_arrive_as_they_were_sent():
+    array = types.Array(types.float32, 2, "A", readonly=True, aligned=False)
+    scratch = types.BaseTuple.from_types([array] * len(decode.Scratch._fields), decode.Scratch)
+    signature = (types.int64, types.float64, types.boolean, array, types.UniTuple(types.int32, 3), scratch)
+    assert _understand(json.loads(json.dumps(_describe(signature)))) == signature

@@ -8,13 +8,13 @@ runs that follow. Besides, the compiler's memory is given back when the process 
 import atexit
 import contextlib
 import importlib
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 
-from numba.core import event
+from numba.core import event, types
 
 _PROGRAM = "import sys; sys.path[:] = {!r}; from gpt2.kernels.compiler import serve; serve()"
 
@@ -33,25 +33,32 @@ class Compiler:
 
     def compile(self, dispatcher, signature):
         """Has a dispatcher of this package compiled into the cache, for a tuple of Numba types."""
-        if self.serving:
+        described = _describe(signature)
+        if self.serving or _understand(described) != signature:
             return
-        with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
+        try:
             if self._process is None:
                 command = [sys.executable, "-c", _PROGRAM.format(sys.path)]
-                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+                self._process = subprocess.Popen(command, **streams)
                 atexit.register(self.stop)
-            pickle.dump((dispatcher.py_func.__module__, dispatcher.__name__, signature), self._process.stdin)
-            self._process.stdin.flush()
-            while news := pickle.load(self._process.stdout):
+            _send(self._process.stdin, [dispatcher.py_func.__module__, dispatcher.__name__, described])
+            while news := json.loads(self._process.stdout.readline()):
                 what, *arguments = news
                 for watcher in self.watchers:
                     watcher[what](*arguments)
+        except (OSError, ValueError):  # it cannot be started, or has ended
+            self.stop()
+        except BaseException:
+            self.stop()  # its answer would be taken for that to the next request
+            raise
 
     def stop(self):
         """Ends the process, if there is one."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            with contextlib.suppress(OSError):  # what it was still to be told
+                self._process.communicate()
             self._process = None
             atexit.unregister(self.stop)
 
@@ -70,22 +77,45 @@ class Listener(event.Listener):
 
 
 def serve():
-    """Compiles what standard input asks for, until that ends; see Compiler.compile."""
+    """Compiles what standard input asks for, a line of JSON each, until that ends; see Compiler.compile."""
     Compiler.serving = True
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-
-    def answer(*news):
-        pickle.dump(news, answers)
-        answers.flush()
-
-    listener = Listener(lambda name: answer(0, name), lambda: answer(1))
-    with event.install_listener("numba:compile", listener), contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            module, name, signature = pickle.load(requests)
+    listener = Listener(lambda name: _send(answers, [0, name]), lambda: _send(answers, [1]))
+    with event.install_listener("numba:compile", listener), contextlib.suppress(BrokenPipeError):
+        for request in sys.stdin:
+            module, name, signature = json.loads(request)
             dispatcher = getattr(importlib.import_module(module), name)
             # Whatever is wrong comes up once more where the kernel is called.
             with contextlib.suppress(Exception):
-                dispatcher.compile(signature)
-            answer()
+                dispatcher.compile(_understand(signature))
+            _send(answers, [])
+
+
+def _send(file, message):
+    file.write(json.dumps(message) + "\n")
+    file.flush()
+
+
+def _describe(kind):
+    """A Numba type, or a tuple of them, in JSON's terms."""
+    if isinstance(kind, types.Array):
+        return {"array": [str(kind.dtype), kind.ndim, kind.layout, not kind.mutable], "aligned": kind.aligned}
+    if isinstance(kind, types.BaseTuple):
+        named = getattr(kind, "instance_class", None)
+        return {"tuple": _describe(tuple(kind)), "class": named and [named.__module__, named.__name__]}
+    return [_describe(each) for each in kind] if isinstance(kind, tuple) else str(kind)
+
+
+def _understand(described):
+    """The inverse of _describe, but for types that kernels are not called with."""
+    if isinstance(described, list):
+        return tuple(_understand(each) for each in described)
+    if isinstance(described, str):
+        return getattr(types, described, None)
+    if "tuple" in described:
+        named = described["class"] and getattr(importlib.import_module(described["class"][0]), described["class"][1])
+        return types.BaseTuple.from_types(_understand(described["tuple"]), named)
+    dtype, *properties = described["array"]
+    return types.Array(_understand(dtype), *properties, aligned=described["aligned"])
