@@ -17,7 +17,12 @@ def made_up_round(ours, eager, numpy_ms, torch_ms):
     """The answers of a round, from (median step in ms, peak in bytes) of both sides and the bare products' times."""
 
     def answer(step_ms, peak_bytes):
-        return {"step_ms": [step_ms / 2, step_ms, 3 * step_ms], "peak_bytes": peak_bytes, "versions": {"numpy": "2"}}
+        return {
+            "step_ms": [step_ms / 2, step_ms, 3 * step_ms],
+            "peak_bytes": peak_bytes,
+            "versions": {"numpy": "2"},
+            "stolen": 0.25,
+        }
 
     bare = {"numpy": [numpy_ms] * 3, "torch": [torch_ms] * 3}
     return {"ours": answer(*ours), "eager": answer(*eager), "bare": {**answer(1.0, 1), "step_ms": bare}}
@@ -46,7 +51,7 @@ def test_pairs_must_be_complete():
 
 
 def test_summary(entry):
-    assert entry["ours"] == {"step_ms": 1250.0, "tokens_per_s": 4 * 1024 / 1.25, "peak_bytes": 2e9}
+    assert entry["ours"] == {"step_ms": 1250.0, "tokens_per_s": 4 * 1024 / 1.25, "peak_bytes": 2e9, "most_stolen": 0.25}
     eager = entry["pytorch"]["eager"]
     assert eager["step_ms"] == 2000.0
     assert eager["time"]["pairs"] == [1.5, 1.0, 2.0]
@@ -98,6 +103,24 @@ def test_pictures_are_drawn(entry, tmp_path):
     report.draw({ROW.name: entry}, tmp_path)
     for name in ("compare_time.png", "compare_memory.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_disturbed_process_runs_again_and_the_least_disturbed_counts():
+    for stolen, expected, left in (
+        ([0.04, 0.0], 0.04, 1),
+        ([0.5, 0.051, 0.05, 0.01], 0.05, 1),
+        ([0.5, 0.2, 0.3, 0.4, 0.0], 0.2, 1),
+    ):
+        answers = [{"stolen": share} for share in stolen]
+        assert compare.least_disturbed(lambda answers=answers: answers.pop(0)) == {"stolen": expected}
+        assert len(answers) == left
+
+
+def test_stolen_time_is_a_share_of_all():
+    assert compare.stolen((10, 1000), (60, 1200)) == 0.25
+    assert compare.stolen((0, 1), (0, 1)) == 0.0
+    taken, everything = compare.cpu_times()
+    assert 0 <= taken < everything
 
 
 def test_losses_that_part_are_refused():
