@@ -6,6 +6,7 @@
 import argparse
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -178,7 +179,7 @@ def run_row(row, options):
         for number in range(options.pairs):
             label = f"round {number + 1}/{options.pairs}"
             order = list(workers) if number % 2 == 0 else list(reversed(workers))
-            rounds.append({who: least_disturbed(lambda who=who: run(who, label)) for who in order})
+            rounds.append({who: least_disturbed(functools.partial(run, who, label)) for who in order})
             for mode in options.modes:
                 check_losses(row, rounds[-1]["ours"]["losses"], mode, rounds[-1][mode]["losses"])
         return rounds
