@@ -138,8 +138,6 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
             for i in range(TILE_ROWS)
             for j in range(count)
         ]
-        # The tile of c is written at the end: it comes from memory meanwhile.
-        _prefetch(builder, targets, write=1, locality=3)
         last = builder.sub(rows, _index(1))
         a_rows = []
         for i in range(TILE_ROWS):
@@ -155,19 +153,25 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
             b_vectors = [
                 _load(builder, builder.add(b_k, _index(j * VECTOR_BYTES)), vector, VECTOR_BYTES) for j in range(count)
             ]
-            a_k = builder.mul(k, a_step)
+            a_k = _opaque(builder, builder.mul(k, a_step))
             for i, a_i in enumerate(a_rows):
                 factor = _splat(builder, _load(builder, builder.add(a_i, a_k), vector.element, size), vector)
                 for b_vector, place in zip(b_vectors, sums[i * count : (i + 1) * count], strict=True):
                     builder.store(builder.call(multiply_add, [factor, b_vector, builder.load(place)]), place)
 
-        # Two steps in one go of the loop, then the one that may be left.
-        even = builder.and_(depth, _index(-2))
-        with cgutils.for_range(builder, builder.ashr(depth, _index(1))) as loop:
-            for step in range(2):
-                add_products(builder.add(builder.shl(loop.index, _index(1)), _index(step)))
-        with cgutils.for_range(builder, builder.sub(depth, even)) as loop:
-            add_products(builder.add(even, loop.index))
+        # The tile of c is written at the end: meanwhile it comes from memory, row by row, for all of it at once would
+        # keep a from coming. Two steps in one go of the loop, then those that may be left.
+        pairs = builder.udiv(depth, _index(2 * TILE_ROWS))
+        with cgutils.for_range(builder, _index(TILE_ROWS)) as rows_of_c:
+            row = builder.add(c, builder.mul(c_row, rows_of_c.index))
+            _prefetch(builder, [builder.add(row, _index(j * VECTOR_BYTES)) for j in range(count)], write=1, locality=3)
+            first = builder.mul(rows_of_c.index, pairs)
+            with cgutils.for_range(builder, pairs) as loop:
+                for step in range(2):
+                    add_products(builder.add(builder.shl(builder.add(first, loop.index), _index(1)), _index(step)))
+        done = builder.mul(pairs, _index(2 * TILE_ROWS))
+        with cgutils.for_range(builder, builder.sub(depth, done)) as loop:
+            add_products(builder.add(done, loop.index))
 
         alphas, betas = _splat(builder, alpha, vector), _splat(builder, beta, vector)
         results = [builder.fmul(alphas, builder.load(place)) for place in sums]
@@ -182,6 +186,12 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
         return context.get_dummy_value()
 
     return types.void(*arguments), codegen
+
+
+def _opaque(builder, number):
+    """The same number, of which LLVM knows nothing: it would keep a counter for each address that is made of it, more
+    than there are registers, and spend as many instructions on those as on the sums."""
+    return builder.asm(ir.FunctionType(number.type, [number.type]), "", "=r,0", [number], side_effect=False)
 
 
 def _function(builder, name, result, arguments):
