@@ -159,8 +159,8 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
                 for b_vector, place in zip(b_vectors, sums[i * count : (i + 1) * count], strict=True):
                     builder.store(builder.call(multiply_add, [factor, b_vector, builder.load(place)]), place)
 
-        # The tile of c is written at the end: meanwhile it comes from memory, row by row, for all of it at once would
-        # keep a from coming. Two steps in one go of the loop, then those that may be left.
+        # The tile of c is written at the end: meanwhile it comes from memory, a row at a time, which is faster than all
+        # of it at once. Two steps in one go of the loop, then those that may be left.
         pairs = builder.udiv(depth, _index(2 * TILE_ROWS))
         with cgutils.for_range(builder, _index(TILE_ROWS)) as rows_of_c:
             row = builder.add(c, builder.mul(c_row, rows_of_c.index))
