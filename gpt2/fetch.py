@@ -15,7 +15,6 @@ import tarfile
 import tempfile
 import zipfile
 
-import requests
 import tqdm
 
 from gpt2 import files
@@ -73,6 +72,8 @@ def download(path, digest, url):
     Raises UnavailableError if the server cannot be reached, refuses, stalls or breaks off, or if what came does not
     have the SHA-256 `digest` (it is deleted).
     """
+    import requests  # here and below, as it takes time and memory, and most runs download nothing
+
     path = pathlib.Path(path)
     part = path.with_name(path.name + ".part")
     if path.exists():
@@ -157,6 +158,8 @@ def _download_part(part, digest, url):
 
 
 def _get(url, have):
+    import requests
+
     # Compressed on the way, a body's length and ranges would not be the file's.
     headers = {"Accept-Encoding": "identity"}
     if have:
@@ -186,6 +189,8 @@ def _size(part):
 
 def _reason(error, part):
     """What went wrong with a request, in a few words; the library's own message is nested and long."""
+    import requests
+
     if isinstance(error, requests.HTTPError):
         return f"the server answers {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.exceptions.ProxyError):

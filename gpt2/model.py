@@ -33,7 +33,7 @@ def activation_layout(config, B, T):
     """What a forward pass keeps for the backward pass, layer by layer, then scratch.
 
     The outputs of layernorms and of attention are not kept: the backward pass makes them again. The logits lie where
-    one layer's scratch does (see scratch_layout), in "shared": neither is needed while the other is.
+    the layers' scratch does (see scratch_layout), in "shared": neither is needed while the other is.
     """
     C, L, NH, N = config.C, config.L, config.NH, B * T
     return Layout(
@@ -53,9 +53,6 @@ def activation_layout(config, B, T):
             "lnf_rstd": (N,),
             "logits_lse": (N,),
             "losses": (N,),
-            "ln": (N, C),
-            "atty": (B, T, C),
-            "dresidual": (N, C),
             "dnarrow": (N, C),
             "shared": (max(math.prod(logits_shape(config, N)), scratch_layout(config, B, T).size),),
         }
@@ -63,14 +60,17 @@ def activation_layout(config, B, T):
 
 
 def scratch_layout(config, B, T):
-    """Scratch of one layer, used again by the next."""
+    """What the layers need for the time being, each the same memory."""
     C, N = config.C, B * T
     return Layout(
         {
             "attention_scratch": attention_scratch_shape(B, T, config.NH),
+            "ln": (N, C),
+            "atty": (B, T, C),
             "fch_gelu": (N, 4 * C),
             "dqkv": (B, T, 3 * C),
             "dfch": (N, 4 * C),
+            "dresidual": (N, C),
         }
     )
 

@@ -16,7 +16,7 @@ def first_nonfinite(model):
     of an activation is a token of the batch, and an index has the dimensions of the shape after it. An example:
     "fch of layer 3 (row 17, column 5 of (256, 3072))".
     """
-    kept = dict(itertools.takewhile(lambda item: item[0] != "ln", model.acts.items()))
+    kept = dict(itertools.takewhile(lambda item: item[0] != "dnarrow", model.acts.items()))
     forward = itertools.chain(_in_order(model.params, "ln1w", "lnfw"), _in_order(kept, "ln1_mean", "lnf"))
     return _first_of(forward) or first_nonfinite_gradient(model)
 

@@ -6,9 +6,6 @@ import pathlib
 import re
 import sys
 
-import huggingface_hub
-from huggingface_hub import errors as hub_errors
-
 from gpt2.config import PRESETS
 from gpt2.errors import UnavailableError, UserError
 from gpt2.fetch import make_folder
@@ -125,6 +122,8 @@ def fetch(repository, filename, revision=None):
     repository: OWNER/NAME. revision: a commit; None takes what the cache has, or else the newest.
     Raises UnavailableError, within seconds if there is no network, saying why the file cannot be had.
     """
+    import huggingface_hub  # here, as it takes time and memory, and most runs have their weights
+
     file = {"repo_id": repository, "filename": filename, "revision": revision}
     try:
         path = huggingface_hub.try_to_load_from_cache(**file)
@@ -142,6 +141,8 @@ def fetch(repository, filename, revision=None):
 
 def _reason(error, filename):
     """Why the hub does not give a file, in one line; the library's own messages have several."""
+    from huggingface_hub import errors as hub_errors
+
     if isinstance(error, hub_errors.GatedRepoError):
         return "it asks who you are: accept the model's terms on its page there, then log in with: hf auth login"
     if isinstance(error, hub_errors.RepositoryNotFoundError):

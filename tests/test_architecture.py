@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -106,6 +107,12 @@ def test_imports_point_the_right_way(path):
     module = module_of(path)
     assert module in MAY_IMPORT, f"{path.name} is new: say in MAY_IMPORT what it may know"
     assert offences(module, path.read_text(encoding="utf-8")) == []
+
+
+def test_a_run_that_downloads_nothing_does_not_load_what_would():
+    program = "import sys, gpt2.trainer; print({'requests', 'huggingface_hub'} & sys.modules.keys())"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout == "set()\n"
 
 
 def test_every_rule_has_its_module():
