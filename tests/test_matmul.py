@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from gpt2.kernels import matmul
 from gpt2.kernels.matmul import (
     gelu_matmul_nn,
     matmul_backward,
@@ -14,9 +15,9 @@ from gpt2.kernels.matmul import (
 from tests import reference
 from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
 
-# Past the edges of the tiles: over 256 rows, over 192 columns, and for the weight's gradient both in OC and C.
+# Past the edges of the tasks: over 256 rows, over 192 columns, and for the weight's gradient 384 in OC, 768 in C.
 SIZES = pytest.mark.parametrize(
-    ("N", "C", "OC"), [tiny(3, 10, 7), tiny(1, 1, 1), (1, 51, 20), (300, 51, 215), (5, 200, 260), (259, 390, 33)]
+    ("N", "C", "OC"), [tiny(3, 10, 7), tiny(1, 1, 1), (1, 51, 20), (300, 51, 215), (5, 200, 390), (259, 770, 33)]
 )
 
 
@@ -105,3 +106,16 @@ def test_gradient_tiny():
     matmul_backward(dinp, dweight, dbias, dout, inp, weight)
     for x, gradient in ((inp, dinp), (weight, dweight), (bias, dbias)):
         assert_gradient(loss, x, gradient, rng)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (63, 500), (256, 768), (1000, 192), (3072, 768), (50304, 768)])
+def test_the_threads_share_a_product_evenly(rows, columns, threads, monkeypatch):
+    monkeypatch.setattr(matmul, "threads_in_use", lambda: threads)
+    monkeypatch.setattr(matmul, "_part", getattr(matmul._part, "py_func", matmul._part))
+    cut = getattr(matmul._cut, "py_func", matmul._cut)
+    tasks, across, height, width = cut(rows, columns, 256, 192)
+    corners = {(task // across * height, task % across * width) for task in range(tasks)}
+    covered = sum(min(height, rows - row) * min(width, columns - column) for row, column in corners)
+    assert covered == rows * columns and height <= 256 and width <= 192
+    assert tasks % threads == 0 or tasks >= 8 * threads or height < 2 * 64

@@ -30,13 +30,12 @@ from gpt2.kernels.simd import (
     transpose,
 )
 
-# Rows of b in a panel, and rows of a that pass it. AVX-512's panel takes 36 kB of a nearest cache of 48.
+# Rows of b in a panel. AVX-512's panel takes 36 kB of a nearest cache of 48.
 _DEPTH = 192
-_HEIGHT = 256
-# Numbers in the panel, in the copy of a, and in a tile: float32's, the most.
-_PANEL = _DEPTH * TILE_VECTORS * VECTOR_BYTES // 4
-_BLOCK = _DEPTH * _HEIGHT
-_EDGE = TILE_ROWS * TILE_VECTORS * VECTOR_BYTES // 4
+# Bytes of the panel, of the copy of a (384 rows of float32), and of a tile: less than any thread's stack.
+_PANEL = _DEPTH * TILE_VECTORS * VECTOR_BYTES
+_BLOCK = _DEPTH * 384 * 4
+_EDGE = TILE_ROWS * TILE_VECTORS * VECTOR_BYTES
 
 
 def gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
@@ -128,8 +127,9 @@ def _product(M, N, K, c_address, c_row, a_address, a_row, b_address, b_row, tran
     pieces = max(1, (K + _DEPTH - 1) // _DEPTH)
     # Pieces of equal depth, but for the last: a multiple of a vector, for the transposition of b.
     step = max(vector, ((K + pieces - 1) // pieces + vector - 1) // vector * vector)
-    for top in range(0, M, _HEIGHT):
-        height = min(_HEIGHT, M - top)
+    most_rows = _BLOCK // (_DEPTH * c.itemsize)
+    for top in range(0, M, most_rows):
+        height = min(most_rows, M - top)
         for k in range(0, max(1, K), step):
             depth = min(step, K - k)
             keep = beta if k == 0 else c.dtype.type(1)

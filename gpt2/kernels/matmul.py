@@ -1,8 +1,8 @@
 """Linear layers: products of matrices cut into tasks, with what goes before and after a product done to the task's part
 of it while that is in the cache.
 
-A task is large enough that `gemm` copies little for what it multiplies, and small enough that the narrowest layer of
-GPT-2 124M, 256 rows of 768 columns, is still four tasks.
+A task is as large as the caches allow, that `gemm` copies little for what it multiplies, unless the threads could then
+not share them evenly.
 """
 
 from numba import prange
@@ -10,22 +10,25 @@ from numba import prange
 from gpt2.kernels.gelu import gelu_backward, gelu_forward
 from gpt2.kernels.gemm import calls_gemm, gemm
 from gpt2.kernels.jit import inline, kernel
+from gpt2.kernels.threads import threads_in_use
 
-# Rows and columns of a task of a product whose depth is the layer's width; of the gradient of a weight, whose depth is
-# the batch.
+# Most rows and columns of a task: of a product whose depth is the layer's width; of the gradient of a weight, whose
+# depth is the batch, and for which both factors are copied.
 _ROWS, _COLUMNS = 256, 192
-_WEIGHT_ROWS, _WEIGHT_COLUMNS = 192, 384
+_WEIGHT_ROWS, _WEIGHT_COLUMNS = 384, 768
 
 
 @inline
 def _cut(rows, columns, most_rows, most_columns):
     """Returns (tasks, tasks side by side, rows of a task, columns of a task), the parts of equal size.
 
-    There are four tasks or more, and few are an even number, unless that made them lower than 64 rows.
+    Each thread gets as many tasks as the others, or eight and more, unless that made them lower than 64 rows. What the
+    cut is changes no bit of a product: `gemm` sums up each of its elements in the same order.
     """
+    threads = threads_in_use()
     across = (columns + most_columns - 1) // most_columns
     down = max(1, (rows + most_rows - 1) // most_rows)
-    while rows >= 64 * (down + 1) and (across * down < 4 or (across * down < 16 and across * down % 2 == 1)):
+    while rows >= 64 * (down + 1) and across * down < 8 * threads and across * down % threads != 0:
         down += 1
     # Whole tiles, but for the last part; a loop over columns takes up to 64 of them in one go.
     height, width = _part(rows, down, 16), _part(columns, across, 64)

@@ -62,16 +62,16 @@ def _splat(builder, scalar, kind):
 
 @intrinsic(prefer_literal=True)
 def stack_array(typingctx, like, size):
-    """Returns an array of `size` numbers, a constant, of the type of array `like`: the calling function's, until it
+    """Returns an array of `size` bytes, a constant, of the type of array `like`: the calling function's, until it
     returns."""
     array_type = types.Array(like.dtype, 1, "C")
-    count = size.literal_value
+    itemsize = like.dtype.bitwidth // 8
+    count = size.literal_value // itemsize
 
     def codegen(context, builder, signature, arguments):
         with builder.goto_entry_block():
             memory = builder.alloca(ir.ArrayType(_vector(like.dtype).element, count))
         memory.align = VECTOR_BYTES
-        itemsize = like.dtype.bitwidth // 8
         array = make_array(array_type)(context, builder)
         populate_array(
             array,

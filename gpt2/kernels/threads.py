@@ -5,6 +5,8 @@ import os
 import pathlib
 
 import numba
+from numba.core import types
+from numba.extending import overload
 
 from gpt2.errors import UserError
 
@@ -20,6 +22,22 @@ def set_threads(n):
     if not 1 <= n <= numba.config.NUMBA_NUM_THREADS:
         raise UserError(f"{n} threads asked for: choose from 1 to {numba.config.NUMBA_NUM_THREADS}")
     numba.set_num_threads(n)
+
+
+def threads_in_use():
+    """How many threads the kernels run on. Kernels may ask, too, from outside their prange loops."""
+    return numba.get_num_threads()
+
+
+# By its name in Numba's runtime: kernels that called numba.get_num_threads, of which an address is compiled in, could
+# not be kept on the disk.
+_get_num_threads = types.ExternalFunction("get_num_threads", types.intp())
+
+
+@overload(threads_in_use)
+def _threads_in_use():
+    numba.get_num_threads()  # loads the runtime, which a loaded kernel's prange loops do
+    return lambda: _get_num_threads()
 
 
 def _quota():
