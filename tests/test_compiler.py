@@ -37,15 +37,29 @@ own = sum(sum(kernel.stats.cache_misses.values()) for kernel in (classifier_forw
 print(hashlib.sha256(losses.tobytes() + lse.tobytes()).hexdigest(), total)
 print(own, "classifier_forward" in names, names.count("end"), len(names))
 """
+PRODUCT = """
+import sys
+import numpy as np
+from gpt2.kernels import matmul
+
+out, a, b = np.ones((3, 4, 4), np.float32)
+getattr(matmul, sys.argv[1])(out, a, b)
+print(out.sum(), getattr(matmul, sys.argv[1]).stats.cache_misses)
+"""
+
+
+def execute(program, cache, *arguments):
+    """Returns what the program prints, which must end well and say nothing on standard error."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0 and process.stderr == "", process.stderr
+    return process.stdout
 
 
 def run(cache, *arguments):
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert process.returncode == 0 and process.stderr == "", process.stderr
-    numbers, counts = process.stdout.splitlines()
+    numbers, counts = execute(PROGRAM, cache, *arguments).splitlines()
     return numbers, counts.split()
 
 
@@ -68,6 +82,11 @@ def test_where_no_process_can_be_started_kernels_are_compiled_all_the_same(first
     assert int(own) > 0 and seen == "True"
     _, total = numbers.split()
     assert float(total) == pytest.approx(float(first[1][0].split()[1]), rel=1e-12)
+
+
+def test_a_kernel_is_compiled_where_only_what_it_calls_is_in_the_cache(tmp_path):
+    for name in ("matmul_nt", "matmul_nn"):
+        assert execute(PRODUCT, tmp_path, name) == "64.0 Counter()\n"
 
 
 def test_signatures_arrive_as_they_were_sent():

@@ -110,12 +110,23 @@ def test_gradient_tiny():
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8, 64])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (63, 500), (256, 768), (1000, 192), (3072, 768), (50304, 768)])
-def test_the_threads_share_a_product_evenly(rows, columns, threads, monkeypatch):
-    monkeypatch.setattr(matmul, "threads_in_use", lambda: threads)
-    monkeypatch.setattr(matmul, "_part", getattr(matmul._part, "py_func", matmul._part))
-    cut = getattr(matmul._cut, "py_func", matmul._cut)
-    tasks, across, height, width = cut(rows, columns, 256, 192)
+def test_a_cut_covers_the_product(rows, columns, threads, monkeypatch):
+    tasks, across, height, width = cut(rows, columns, threads, monkeypatch)
     corners = {(task // across * height, task % across * width) for task in range(tasks)}
     covered = sum(min(height, rows - row) * min(width, columns - column) for row, column in corners)
     assert covered == rows * columns and height <= 256 and width <= 192
-    assert tasks % threads == 0 or tasks >= 8 * threads or height < 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "threads", "tasks"),
+    [(256, 768, 1, 4), (256, 768, 2, 4), (256, 1024, 2, 8), (256, 768, 8, 8), (768, 128, 2, 4), (4096, 768, 3, 64)],
+)
+def test_the_threads_share_a_product(rows, columns, threads, tasks, monkeypatch):
+    assert cut(rows, columns, threads, monkeypatch)[0] == tasks
+
+
+def cut(rows, columns, threads, monkeypatch):
+    """The cut of a product into tasks of 256 x 192 at most, for any number of threads."""
+    monkeypatch.setattr(matmul, "threads_in_use", lambda: threads)
+    monkeypatch.setattr(matmul, "_part", getattr(matmul._part, "py_func", matmul._part))
+    return getattr(matmul._cut, "py_func", matmul._cut)(rows, columns, 256, 192)

@@ -32,7 +32,7 @@ from gpt2.kernels.simd import (
 
 # Rows of b in a panel. AVX-512's panel takes 36 kB of a nearest cache of 48.
 _DEPTH = 192
-# Bytes of the panel, of the copy of a (384 rows of float32), and of a tile: less than any thread's stack.
+# Bytes of the panel, of the copy of a (384 rows of float32), and of a tile: a thread's stack on macOS has 512 kB.
 _PANEL = _DEPTH * TILE_VECTORS * VECTOR_BYTES
 _BLOCK = _DEPTH * 384 * 4
 _EDGE = TILE_ROWS * TILE_VECTORS * VECTOR_BYTES

@@ -1,8 +1,8 @@
 """Linear layers: products of matrices cut into tasks, with what goes before and after a product done to the task's part
 of it while that is in the cache.
 
-A task is as large as the caches allow, that `gemm` copies little for what it multiplies, unless the threads could then
-not share them evenly.
+A task is as large as the caches allow, that `gemm` copies little for what it multiplies, or smaller where the threads
+can then share them more evenly.
 """
 
 from numba import prange
@@ -16,24 +16,32 @@ from gpt2.kernels.threads import threads_in_use
 # depth is the batch, and for which both factors are copied.
 _ROWS, _COLUMNS = 256, 192
 _WEIGHT_ROWS, _WEIGHT_COLUMNS = 384, 768
+# What a task's copies cost, a guess: as much as so many more rows and columns.
+_COPY = 16
 
 
 @inline
 def _cut(rows, columns, most_rows, most_columns):
-    """Returns (tasks, tasks side by side, rows of a task, columns of a task), the parts of equal size.
+    """Returns (tasks, tasks side by side, rows of a task, columns of a task), the parts of equal size but for the last.
 
-    Each thread gets as many tasks as the others, or eight and more, unless that made them lower than 64 rows. What the
-    cut is changes no bit of a product: `gemm` sums up each of its elements in the same order.
+    It is the cut with which the busiest thread has the least to do. Which one changes no bit of a product: `gemm` sums
+    up each of its elements in the same order.
     """
     threads = threads_in_use()
-    across = (columns + most_columns - 1) // most_columns
-    down = max(1, (rows + most_rows - 1) // most_rows)
-    while rows >= 64 * (down + 1) and across * down < 8 * threads and across * down % threads != 0:
-        down += 1
+    fewest = max(1, (rows + most_rows - 1) // most_rows)
+    best, least = (1, 1, 1, 1), -1
     # Whole tiles, but for the last part; a loop over columns takes up to 64 of them in one go.
-    height, width = _part(rows, down, 16), _part(columns, across, 64)
-    across = (columns + width - 1) // width
-    return (rows + height - 1) // height * across, across, height, width
+    for width in range(min(most_columns, _part(columns, 1, 64)), 0, -64):
+        across = (columns + width - 1) // width
+        for down in range(fewest, max(fewest, rows // 64) + 1):
+            height = _part(rows, down, 16)
+            tasks = (rows + height - 1) // height * across
+            work = (tasks + threads - 1) // threads * (height + _COPY) * (width + _COPY)
+            if least < 0 or work < least:
+                best, least = (tasks, across, height, width), work
+            if tasks >= 8 * threads:
+                break
+    return best
 
 
 @inline

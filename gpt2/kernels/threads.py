@@ -29,14 +29,13 @@ def threads_in_use():
     return numba.get_num_threads()
 
 
-# By its name in Numba's runtime: kernels that called numba.get_num_threads, of which an address is compiled in, could
-# not be kept on the disk.
+# By its name in Numba's runtime, which `kernel` loads. numba.get_num_threads has an address that is compiled in, and a
+# kernel that calls it cannot be kept on the disk.
 _get_num_threads = types.ExternalFunction("get_num_threads", types.intp())
 
 
 @overload(threads_in_use)
 def _threads_in_use():
-    numba.get_num_threads()  # loads the runtime, which a loaded kernel's prange loops do
     return lambda: _get_num_threads()
 
 
