@@ -60,7 +60,7 @@ def activation_layout(config, B, T):
 
 
 def scratch_layout(config, B, T):
-    """What the layers need for the time being, each the same memory."""
+    """What each layer uses anew, and "dresidual", which goes down through all of them: none of it outlives a pass."""
     C, N = config.C, B * T
     return Layout(
         {

@@ -24,8 +24,8 @@ _COPY = 16
 def _cut(rows, columns, most_rows, most_columns):
     """Returns (tasks, tasks side by side, rows of a task, columns of a task), the parts of equal size but for the last.
 
-    It is the cut with which the busiest thread has the least to do. Which one changes no bit of a product: `gemm` sums
-    up each of its elements in the same order.
+    It is the cut with which the busiest thread has the least to do, by an estimate. Which one changes no bit of a
+    product: `gemm` sums up each of its elements in the same order.
     """
     threads = threads_in_use()
     fewest = max(1, (rows + most_rows - 1) // most_rows)
@@ -39,7 +39,7 @@ def _cut(rows, columns, most_rows, most_columns):
             work = (tasks + threads - 1) // threads * (height + _COPY) * (width + _COPY)
             if least < 0 or work < least:
                 best, least = (tasks, across, height, width), work
-            if tasks >= 8 * threads:
+            if tasks >= 8 * threads:  # smaller ones would be no evener to speak of
                 break
     return best
 
