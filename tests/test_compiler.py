@@ -46,6 +46,14 @@ out, a, b = np.ones((3, 4, 4), np.float32)
 getattr(matmul, sys.argv[1])(out, a, b)
 print(out.sum(), getattr(matmul, sys.argv[1]).stats.cache_misses)
 """
+DECODER = """
+import numpy as np
+from gpt2 import GPT2, GPT2Config
+from gpt2.decoder import Decoder
+
+model = GPT2(GPT2Config(maxT=8, V=13, L=2, NH=2, C=10))
+print(Decoder(model.config, model.params_flat, 2).forward(np.ones((2, 5), int)).sum())
+"""
 
 
 def execute(program, cache, *arguments):
@@ -87,6 +95,16 @@ def test_where_no_process_can_be_started_kernels_are_compiled_all_the_same(first
 def test_a_kernel_is_compiled_where_only_what_it_calls_is_in_the_cache(tmp_path):
     for name in ("matmul_nt", "matmul_nn"):
         assert execute(PRODUCT, tmp_path, name) == "64.0 Counter()\n"
+
+
+def test_a_function_is_compiled_where_only_the_kernels_that_it_calls_are_in_the_cache(tmp_path):
+    first = execute(DECODER, tmp_path)
+    compiled = list(tmp_path.rglob("decode.append*"))
+    assert compiled
+    for file in compiled:
+        file.unlink()
+    assert execute(DECODER, tmp_path) == first
+    assert execute(DECODER, tmp_path) == first
 
 
 def test_signatures_arrive_as_they_were_sent():

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = ("omp", "tbb", "workqueue")
 THREADS = (1, 2, 3, 8)
 STEPS = 4
-# Several tasks for every kernel, whose number no number of threads divides.
+# Odd sizes, which give most kernels several tasks.
 CONFIG = GPT2Config(maxT=101, V=300, L=2, NH=5, C=130)
 OPTIONS = (
     "--init model.bin --train-data train.bin --val-data val.bin -b 3 -t 101 -l 1e-2 --grad-accum-steps 2 --shuffle "

@@ -9,7 +9,7 @@ from gpt2.model import GPT2
 from gpt2.optimizer import AdamW, gradient_norm
 from tests.numeric import random_batch, randomise
 
-# Several tasks for every kernel, whose number no thread count divides.
+# Odd sizes, which give most kernels several tasks.
 CONFIG = GPT2Config(maxT=101, V=300, L=2, NH=5, C=130)
 
 

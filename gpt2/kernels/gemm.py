@@ -70,6 +70,7 @@ def calls_gemm(dispatcher):
             if array.layout == "F" and array.ndim > 1:
                 raise ValueError(f"{dispatcher.__name__}: a transposed array, {array}, where rows must be adjacent")
         fill_cache(dispatcher, signature)
+        numba.get_num_threads()  # loads the runtime: what is compiled or loaded looks for it by name (threads_in_use)
         for array in arrays:
             if isinstance(array.dtype, types.Float):
                 _link(array.dtype)

@@ -79,7 +79,6 @@ def kernel(function):
 
     def load(signature):
         fill_cache(dispatcher, signature)
-        numba.get_num_threads()  # loads the runtime: what a kernel calls may look for it by name (threads_in_use)
         return compile_or_load(signature)
 
     dispatcher.compile = load

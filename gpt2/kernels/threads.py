@@ -29,8 +29,8 @@ def threads_in_use():
     return numba.get_num_threads()
 
 
-# By its name in Numba's runtime, which `kernel` loads. numba.get_num_threads has an address that is compiled in, and a
-# kernel that calls it cannot be kept on the disk.
+# By its name in Numba's runtime, which `calls_gemm` loads. numba.get_num_threads has an address that is compiled in,
+# and a kernel that calls it cannot be kept on the disk.
 _get_num_threads = types.ExternalFunction("get_num_threads", types.intp())
 
 
