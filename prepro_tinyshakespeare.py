@@ -2,7 +2,7 @@
 
 import argparse
 
-from gpt2.dataset import prepare
+from gpt2.data.dataset import prepare
 from gpt2.errors import run_command
 
 

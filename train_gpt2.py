@@ -5,9 +5,9 @@ import math
 import sys
 
 from gpt2.errors import run_command
-from gpt2.kernels.threads import available_threads
+from gpt2.machine import available_threads
 from gpt2.optimizer import SCHEDULES
-from gpt2.trainer import FINE_TUNING, FROM_SCRATCH, train
+from gpt2.training.loop import FINE_TUNING, FROM_SCRATCH, train
 
 
 def parse_arguments(arguments=None):

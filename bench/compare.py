@@ -20,8 +20,8 @@ BENCH = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(BENCH.parent))
 
 from gpt2.errors import UserError, run_command  # noqa: E402
-from gpt2.files import atomic_write  # noqa: E402
-from gpt2.kernels.threads import available_threads  # noqa: E402
+from gpt2.formats.files import atomic_write  # noqa: E402
+from gpt2.machine import available_threads  # noqa: E402
 
 VENV = BENCH / ".venv"
 WORK = BENCH / "work"

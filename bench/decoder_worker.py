@@ -9,14 +9,14 @@ import numpy as np
 from numba import prange
 
 from bench import common
-from gpt2 import sampling
 from gpt2.config import GPT2Config
-from gpt2.context import Context
-from gpt2.huggingface import save_folder
-from gpt2.kernels.jit import kernel
-from gpt2.kernels.threads import set_threads
+from gpt2.formats.huggingface import save_folder
+from gpt2.formats.pretrained import load_weights
+from gpt2.inference import sampling
+from gpt2.inference.context import Context
+from gpt2.kernels.engine.jit import kernel
+from gpt2.machine import set_threads
 from gpt2.model import GPT2
-from gpt2.weights import load_weights
 
 _BLOCK = 1 << 14
 

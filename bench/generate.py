@@ -15,7 +15,7 @@ sys.path.insert(0, str(BENCH.parent))
 
 from bench.compare import GPT2_124M, RESULTS, WORK, ask, checked, machine, make_parser, pair_ratios  # noqa: E402
 from gpt2.errors import UserError, run_command  # noqa: E402
-from gpt2.files import atomic_write  # noqa: E402
+from gpt2.formats.files import atomic_write  # noqa: E402
 
 # Generated are B samples of `new` tokens after a prompt of `prompt` ones, `times` times. Target: transformers' time
 # / ours, at least.

@@ -7,7 +7,7 @@ import numpy as np
 
 from bench import common
 from gpt2.config import GPT2Config
-from gpt2.kernels.threads import set_threads
+from gpt2.machine import set_threads
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW
 

@@ -11,12 +11,12 @@ import shutil
 import tempfile
 import time
 
-from gpt2 import tokenizer
+from gpt2.data import tokenizer
 from gpt2.errors import UserError, from_os_error, run_command
-from gpt2.files import open_to_read, sync
-from gpt2.huggingface import CONFIG, GENERATION_CONFIG, WEIGHTS, save_folder, write_json
-from gpt2.modelfile import MAGIC, WRITTEN_VERSIONS, save_model
-from gpt2.weights import load_weights
+from gpt2.formats.files import open_to_read, sync
+from gpt2.formats.huggingface import CONFIG, GENERATION_CONFIG, WEIGHTS, save_folder, write_json
+from gpt2.formats.llmc import MAGIC, WRITTEN_VERSIONS, save_model
+from gpt2.formats.pretrained import load_weights
 
 MERGES, VOCABULARY = "merges.txt", "vocab.json"
 TOKENIZER_CONFIG, SPECIAL_TOKENS, TOKENIZER = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"

@@ -14,14 +14,14 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from gpt2.dataloader import DataLoader
+from gpt2.data.dataloader import DataLoader
+from gpt2.data.hellaswag import COMPLETIONS, count_examples, read_examples
+from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError, run_command
-from gpt2.files import atomic_write
-from gpt2.hellaswag import COMPLETIONS, count_examples, read_examples
-from gpt2.kernels.threads import available_threads, set_threads
+from gpt2.formats.files import atomic_write
+from gpt2.inference.progress import compilation_shown
+from gpt2.machine import available_threads, set_threads
 from gpt2.model import GPT2
-from gpt2.progress import compilation_shown
-from gpt2.tokenizer import EOT, load_tokenizer
 
 BATCH_TOKENS = 1024  # in a batch, unless asked otherwise: enough rows for the products to run at their best
 LLMC_B, LLMC_T, LLMC_BATCHES = 4, 64, 5

@@ -5,18 +5,18 @@ import sys
 
 from tqdm import tqdm
 
-from gpt2.beam import beam_search
-from gpt2.context import Context
-from gpt2.decoder import prepare_kernels
+from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError, run_command
-from gpt2.files import open_to_read
-from gpt2.interactive import SLID, Conversation
-from gpt2.kernels.threads import available_threads, set_threads
-from gpt2.progress import compilation_shown
-from gpt2.sampling import Sampling, generate, random_streams
-from gpt2.textstream import IdStream, TextStream, TokenLines
-from gpt2.tokenizer import EOT, load_tokenizer
-from gpt2.weights import load_weights
+from gpt2.formats.files import open_to_read
+from gpt2.formats.pretrained import load_weights
+from gpt2.inference.beam import beam_search
+from gpt2.inference.context import Context
+from gpt2.inference.decoder import prepare_kernels
+from gpt2.inference.interactive import SLID, Conversation
+from gpt2.inference.progress import compilation_shown
+from gpt2.inference.sampling import Sampling, generate, random_streams
+from gpt2.inference.textstream import IdStream, TextStream, TokenLines
+from gpt2.machine import available_threads, set_threads
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # options that beam search has no use for
 

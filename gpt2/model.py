@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
-from gpt2 import modelfile, weights
 from gpt2.errors import UserError
+from gpt2.formats import llmc, pretrained
 from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
 from gpt2.kernels.classifier import classifier_backward, classifier_forward
 from gpt2.kernels.encoder import encoder_backward, encoder_forward
@@ -123,12 +123,12 @@ class GPT2:
     @classmethod
     def load(cls, path):
         """Reads a model file in llm.c's format (float32 or bfloat16), the folder of a run, or a Hugging Face folder."""
-        return cls._from_parameters(*weights.load_path(path))
+        return cls._from_parameters(*pretrained.load_path(path))
 
     @classmethod
     def from_pretrained(cls, name, data_dir="data", writable=True):
-        """A model by the name that `weights.load_weights` knows it by: "gpt2-large", "owner/name", a file, a folder."""
-        return cls._from_parameters(*weights.load_weights(name, data_dir, writable))
+        """A model by its name, as `pretrained.load_weights` takes it: "gpt2-large", "owner/name", a file, a folder."""
+        return cls._from_parameters(*pretrained.load_weights(name, data_dir, writable))
 
     def __reduce__(self):
         # A copy's tensors must be views of its own arrays. It starts without gradients and activations.
@@ -136,7 +136,7 @@ class GPT2:
 
     def save(self, path):
         """Writes the parameters in llm.c's format, version 3."""
-        modelfile.save_model(path, self.config, self.params_flat)
+        llmc.save_model(path, self.config, self.params_flat)
 
     def zero_grad(self):
         """Sets all gradients to zero."""

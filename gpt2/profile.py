@@ -13,9 +13,9 @@ from gpt2 import optimizer as optimizer_module
 from gpt2.config import PRESETS
 from gpt2.errors import UserError, run_command
 from gpt2.kernels import matmul as matmul_module
-from gpt2.kernels.peak import add_scaled, products_in_cache
-from gpt2.kernels.threads import available_threads, set_threads
+from gpt2.kernels.engine.peak import add_scaled, products_in_cache
 from gpt2.layout import parameter_layout
+from gpt2.machine import available_threads, set_threads
 from gpt2.memory import require
 from gpt2.model import GPT2, activation_layout
 from gpt2.optimizer import AdamW

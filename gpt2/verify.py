@@ -9,7 +9,7 @@ import typing
 import numpy as np
 
 from gpt2.errors import UserError, run_command
-from gpt2.files import HEADER_BYTES, atomic_write, check_size, open_to_read, read_header, write_header
+from gpt2.formats.files import HEADER_BYTES, atomic_write, check_size, open_to_read, read_header, write_header
 from gpt2.layout import parameter_layout
 from gpt2.model import GPT2
 

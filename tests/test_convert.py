@@ -8,14 +8,16 @@ import sys
 import numpy as np
 import pytest
 
-from gpt2 import GPT2, convert, files, tokenizer
+from gpt2 import GPT2, convert
 from gpt2.config import GPT2Config
+from gpt2.data import tokenizer
 from gpt2.errors import UserError, run_command
-from gpt2.huggingface import load_folder
-from gpt2.modelfile import load_model, save_model
-from gpt2.weights import load_weights
+from gpt2.formats import files
+from gpt2.formats.huggingface import load_folder
+from gpt2.formats.llmc import load_model, save_model
+from gpt2.formats.pretrained import load_weights
+from tests.data.test_tokenizer import byte_vocabulary, pin_byte_vocabulary, write_vocabulary
 from tests.numeric import random_batch, randomise
-from tests.test_tokenizer import byte_vocabulary, pin_byte_vocabulary, write_vocabulary
 
 CONFIG = GPT2Config(maxT=12, V=50, L=2, NH=2, C=8)
 WITHOUT_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors"}
@@ -219,7 +221,7 @@ def test_a_disk_that_fills_while_the_weights_are_written(model, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gpt2.huggingface.write_floats", refuse)
+    monkeypatch.setattr("gpt2.formats.huggingface.write_floats", refuse)
     refused("^folder: the disk is full", "ours.bin", "folder")
 
 

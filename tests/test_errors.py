@@ -69,7 +69,7 @@ def test_an_error_without_a_text_still_names_the_path():
 )
 def test_output_that_cannot_be_written(output, status, message, flush):
     script = f"from gpt2.errors import run_command\nrun_command(lambda: print('text', flush={flush}))"
-    root = pathlib.Path(__file__).parent.parent
+    root = pathlib.Path(__file__).resolve().parents[1]
     command = [sys.executable, "-c", script]
     if output == "closed pipe":
         process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from gpt2 import GPT2, GPT2Config
-from gpt2.beam import beam_search
-from gpt2.context import Context
+from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
 from gpt2.generate import main
-from gpt2.tokenizer import EOT, load_tokenizer
+from gpt2.inference.beam import beam_search
+from gpt2.inference.context import Context
+from tests.data.test_tokenizer import pin_byte_vocabulary, write_vocabulary
 from tests.numeric import randomise
-from tests.test_tokenizer import pin_byte_vocabulary, write_vocabulary
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = GPT2Config(maxT=32, V=50257, L=1, NH=2, C=8)
 KNOWN = 257
 

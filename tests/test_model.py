@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import gpt2.model
-from gpt2 import memory
+from gpt2 import machine, memory
 from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
 from gpt2.layout import parameter_layout
@@ -306,7 +306,7 @@ def test_a_token_that_would_wrap_round_or_be_cut_off_is_refused():
 def test_after_a_refusal_of_memory_the_model_still_works(monkeypatch):
     model = make(WIDE, 11)
     expected = model.logits([[1, 2, 3]])
-    monkeypatch.setattr(memory, "available_bytes", lambda: 0)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 0)
     with pytest.raises(UserError, match="not enough memory: the activations of 2x90 tokens"):
         model.forward(np.ones((2, 90), int))
     monkeypatch.undo()

@@ -8,7 +8,7 @@ from gpt2 import model as model_module
 from gpt2 import profile
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError
-from gpt2.kernels.peak import add_scaled, products_in_cache
+from gpt2.kernels.engine.peak import add_scaled, products_in_cache
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW
 from tests.numeric import assert_close, random_batch

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt2.config import PRESETS, GPT2Config
-from gpt2.huggingface import FOREIGN_NAMES, FOREIGN_SIZES, TRANSPOSED
+from gpt2.formats.huggingface import FOREIGN_NAMES, FOREIGN_SIZES, TRANSPOSED
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW
 from tests import reference

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from gpt2.kernels.jit import inline, kernel
+from gpt2.kernels.engine.jit import inline, kernel
 
 # Elements of a flat buffer that make one task, whatever the number of threads.
 _BLOCK = 1 << 12

@@ -9,9 +9,9 @@ One task is one head of one sequence.
 import numpy as np
 from numba import prange
 
-from gpt2.kernels.fastmath import exp, maximum
-from gpt2.kernels.gemm import calls_gemm, gemm
-from gpt2.kernels.jit import inline, kernel
+from gpt2.kernels.engine.fastmath import exp, maximum
+from gpt2.kernels.engine.gemm import calls_gemm, gemm
+from gpt2.kernels.engine.jit import inline, kernel
 
 _QUERIES = 64
 

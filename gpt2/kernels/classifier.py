@@ -3,8 +3,8 @@
 import numpy as np
 from numba import prange
 
-from gpt2.kernels.fastmath import exp, maximum
-from gpt2.kernels.jit import kernel
+from gpt2.kernels.engine.fastmath import exp, maximum
+from gpt2.kernels.engine.jit import kernel
 
 
 @kernel

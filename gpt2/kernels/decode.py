@@ -10,10 +10,10 @@ import numpy as np
 from numba import prange
 
 from gpt2.kernels.encoder import encoder_forward
-from gpt2.kernels.fastmath import exp, maximum
+from gpt2.kernels.engine.fastmath import exp, maximum
+from gpt2.kernels.engine.gemm import calls_gemm, gemm
+from gpt2.kernels.engine.jit import inline, kernel
 from gpt2.kernels.gelu import gelu_forward
-from gpt2.kernels.gemm import calls_gemm, gemm
-from gpt2.kernels.jit import inline, kernel
 from gpt2.kernels.layernorm import layernorm_forward
 from gpt2.kernels.matmul import matmul_forward, matmul_gelu_forward, matmul_nt, matmul_residual_forward
 

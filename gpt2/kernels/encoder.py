@@ -2,7 +2,7 @@
 
 from numba import prange
 
-from gpt2.kernels.jit import kernel
+from gpt2.kernels.engine.jit import kernel
 
 # Channels that one task adds up: two tasks never write the same element, however often a token occurs.
 _CHANNELS = 128

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from gpt2.kernels.fastmath import tanh
-from gpt2.kernels.jit import inline
+from gpt2.kernels.engine.fastmath import tanh
+from gpt2.kernels.engine.jit import inline
 
 _SCALE = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from gpt2.kernels.jit import kernel
+from gpt2.kernels.engine.jit import kernel
 
 _EPSILON = 1e-5
 # Channels whose parameter gradients one task sums over all rows.

@@ -7,10 +7,10 @@ can then share them more evenly.
 
 from numba import prange
 
+from gpt2.kernels.engine.gemm import calls_gemm, gemm
+from gpt2.kernels.engine.jit import inline, kernel
+from gpt2.kernels.engine.threads import threads_in_use
 from gpt2.kernels.gelu import gelu_backward, gelu_forward
-from gpt2.kernels.gemm import calls_gemm, gemm
-from gpt2.kernels.jit import inline, kernel
-from gpt2.kernels.threads import threads_in_use
 
 # Most rows and columns of a task: of a product whose depth is the layer's width; of the gradient of a weight, whose
 # depth is the batch, and for which both factors are copied.

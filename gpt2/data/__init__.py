@@ -1,0 +1,1 @@
+"""From texts to batches: downloads, vocabulary, token files, the data loader."""

@@ -1,0 +1,1 @@
+"""Text from a model: the KV cache, sampling, beam search, text as it streams."""

@@ -1,0 +1,232 @@
+"""The product of two matrices on one thread.
+
+The scheme is Goto and van de Geijn's (Anatomy of High-Performance Matrix Multiplication, 2008). A tile of c, some rows
+by some vectors, is held in registers while a loop over the depth adds the outer product of a column of a and a row of b
+to it (`simd.tile`): on AVX-512, 3 loads and 8 broadcasts for 24 multiply-adds. b is first copied, _DEPTH rows at a
+time, into a panel as wide as the tile, which stays in the nearest cache while all rows of a go past it. a is read where
+it is, unless it is transposed: then each step of the loop would touch another page of memory, so it is copied too.
+
+Every element of c is summed up by one thread in an order that depends on the depth alone.
+"""
+
+import functools
+
+import llvmlite.binding
+import numba
+from numba.core import types
+from numba.extending import overload
+
+from gpt2.kernels.engine.jit import fill_cache, inline, standalone
+from gpt2.kernels.engine.simd import (
+    TILE_ROWS,
+    TILE_VECTORS,
+    VECTOR_BYTES,
+    address,
+    copy,
+    matrix,
+    prefetch,
+    stack_array,
+    tile,
+    transpose,
+)
+
+# Rows of b in a panel. AVX-512's panel takes 36 kB of a nearest cache of 48.
+_DEPTH = 192
+# Bytes of the panel, of the copy of a (384 rows of float32), and of a tile: a thread's stack on macOS has 512 kB.
+_PANEL = _DEPTH * TILE_VECTORS * VECTOR_BYTES
+_BLOCK = _DEPTH * 384 * 4
+_EDGE = TILE_ROWS * TILE_VECTORS * VECTOR_BYTES
+
+
+def gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
+    """c = alpha op(a) op(b) + beta c on this thread, where op transposes if its flag says so.
+
+    c (M,N), op(a) (M,K), op(b) (K,N): float32 or all float64, rows of any stride, elements of a row adjacent.
+    With beta = 0, c is not read. For functions decorated with `calls_gemm`, and what they call. This body is what runs
+    under NUMBA_DISABLE_JIT=1.
+    """
+    product = alpha * ((a.T if transpose_a else a) @ (b.T if transpose_b else b))
+    c[...] = product if beta == 0 else product + beta * c
+
+
+def calls_gemm(dispatcher):
+    """Decorates a `kernel` or `inline` function that calls `gemm`, itself or through others, and is called from Python.
+
+    The product is compiled once for each type, and called by its name in the machine code of all kernels, where each
+    would otherwise spend seconds on compiling a copy. So it must be there before that code is compiled or loaded.
+    """
+    if numba.config.DISABLE_JIT:
+        return dispatcher
+    compile_or_load = dispatcher.compile
+
+    def link_first(signature):
+        arrays = [
+            array
+            for argument in signature
+            for array in getattr(argument, "types", [argument])  # a tuple's, or the argument itself
+            if isinstance(array, types.Array)
+        ]
+        for array in arrays:
+            if array.layout == "F" and array.ndim > 1:
+                raise ValueError(f"{dispatcher.__name__}: a transposed array, {array}, where rows must be adjacent")
+        fill_cache(dispatcher, signature)
+        numba.get_num_threads()  # loads the runtime: what is compiled or loaded looks for it by name (threads_in_use)
+        for array in arrays:
+            if isinstance(array.dtype, types.Float):
+                _link(array.dtype)
+        return compile_or_load(signature)
+
+    dispatcher.compile = link_first
+    return dispatcher
+
+
+@functools.cache
+def _link(real):
+    """Compiles the product for a Numba float type, or loads it; returns what kernels' code calls."""
+    arguments = [*[types.int64] * 9, types.boolean, types.boolean, real, real]
+    compiled = standalone(types.void(*arguments))(_product)
+    name = f"gpt2_product_{real}"
+    llvmlite.binding.add_symbol(name, compiled.address)
+    return compiled, types.ExternalFunction(name, types.void(*arguments))
+
+
+@overload(gemm, jit_options={"error_model": "numpy"})
+def _gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
+    if c.dtype not in (types.float32, types.float64) or a.dtype != c.dtype or b.dtype != c.dtype:
+        raise numba.TypingError(f"no matrix product of {a.dtype} and {b.dtype} into {c.dtype}")
+    _, product = _link(c.dtype)
+
+    def implementation(c, a, b, transpose_a, transpose_b, alpha, beta):
+        real = c.dtype.type
+        M, N = c.shape
+        product(
+            M,
+            N,
+            a.shape[0] if transpose_a else a.shape[1],
+            address(c),
+            c.strides[0],
+            address(a),
+            a.strides[0],
+            address(b),
+            b.strides[0],
+            transpose_a,
+            transpose_b,
+            real(alpha),
+            real(beta),
+        )
+
+    return implementation
+
+
+def _product(M, N, K, c_address, c_row, a_address, a_row, b_address, b_row, transpose_a, transpose_b, alpha, beta):
+    """Works through the panels of b; addresses are in bytes, as are c_row, a_row and b_row, from a row to the next."""
+    c = matrix(alpha, c_address, c_row, M, N)
+    a = matrix(alpha, a_address, a_row, K, M) if transpose_a else matrix(alpha, a_address, a_row, M, K)
+    b = matrix(alpha, b_address, b_row, N, K) if transpose_b else matrix(alpha, b_address, b_row, K, N)
+    panel, block, edge = stack_array(c, _PANEL), stack_array(c, _BLOCK), stack_array(c, _EDGE)
+    vector = VECTOR_BYTES // c.itemsize
+    pieces = max(1, (K + _DEPTH - 1) // _DEPTH)
+    # Pieces of equal depth, but for the last: a multiple of a vector, for the transposition of b.
+    step = max(vector, ((K + pieces - 1) // pieces + vector - 1) // vector * vector)
+    most_rows = _BLOCK // (_DEPTH * c.itemsize)
+    for top in range(0, M, most_rows):
+        height = min(most_rows, M - top)
+        for k in range(0, max(1, K), step):
+            depth = min(step, K - k)
+            keep = beta if k == 0 else c.dtype.type(1)
+            if transpose_a:
+                _pack_a(block, a[k : k + depth, top : top + height])
+            j = 0
+            while j < N:
+                # Tiles of equal width, as far as that goes: two vectors or three, in part of zeros if need be.
+                vectors_left = (N - j + vector - 1) // vector
+                tiles_left = (vectors_left + TILE_VECTORS - 1) // TILE_VECTORS
+                width = max(2, (vectors_left + tiles_left - 1) // tiles_left) * vector
+                columns = min(N - j, width)
+                if transpose_b:
+                    _pack_transposed_b(panel, b[j : j + columns, k : k + depth], width, vector)
+                else:
+                    _pack_b(panel, b[k : k + depth, j : j + columns], width, vector)
+                # While tiles are made of this panel, the next one's part of b is fetched, some rows for each tile.
+                next_j, next_k = (j + columns, k) if j + columns < N else (0, k + step)
+                if transpose_b:
+                    ahead = b[next_j : next_j + width, next_k : next_k + step]
+                else:
+                    ahead = b[next_k : next_k + step, next_j : next_j + width]
+                tiles = (height + TILE_ROWS - 1) // TILE_ROWS
+                for m in range(top, top + height, TILE_ROWS):
+                    number = (m - top) // TILE_ROWS
+                    for row in range(number * ahead.shape[0] // tiles, (number + 1) * ahead.shape[0] // tiles):
+                        prefetch(address(ahead[row:]), ahead.shape[1] * c.itemsize)
+                    part = c[m : min(m + TILE_ROWS, top + height), j : j + columns]
+                    # a as address of its first element, and bytes to the next row and to the next column.
+                    if transpose_a:
+                        rows = address(block) + (m - top) * depth * c.itemsize, c.itemsize, TILE_ROWS * c.itemsize
+                    else:
+                        rows = address(a[m:, k:]), a.strides[0], c.itemsize
+                    _multiply(part, rows, panel, width, depth, edge, alpha, keep)
+                j += columns
+
+
+@inline
+def _pack_b(panel, b, width, vector):
+    """Copies b into the panel's rows of `width`, and fills them up with zeros."""
+    depth, columns = b.shape
+    whole = columns // vector * vector
+    for j in range(0, whole, vector):
+        copy(panel, None, address(b[:, j:]), b.strides[0], address(panel[j:]), width * b.itemsize, depth)
+    for k in range(depth):
+        for j in range(whole, columns):
+            panel[k * width + j] = b[k, j]
+        for j in range(columns, width):
+            panel[k * width + j] = 0
+
+
+@inline
+def _pack_transposed_b(panel, b, width, vector):
+    """Copies b's transpose into the panel's rows of `width`, and fills them up with zeros."""
+    columns, depth = b.shape
+    whole_columns, whole_depth = columns // vector * vector, depth // vector * vector
+    for j in range(0, whole_columns, vector):
+        target = address(panel[j:])
+        transpose(panel, address(b[j:]), b.strides[0], target, width * b.itemsize, whole_depth // vector)
+    for k in range(depth):
+        for j in range(0 if k >= whole_depth else whole_columns, columns):
+            panel[k * width + j] = b[j, k]
+        for j in range(columns, width):
+            panel[k * width + j] = 0
+
+
+@inline
+def _pack_a(block, a):
+    """Copies a, (depth, rows), into the block: TILE_ROWS columns of it after the other, each as (depth, TILE_ROWS)."""
+    depth, rows = a.shape
+    whole = rows // TILE_ROWS * TILE_ROWS
+    for m in range(0, whole, TILE_ROWS):
+        target = address(block[m * depth :])
+        copy(block, TILE_ROWS, address(a[:, m:]), a.strides[0], target, TILE_ROWS * a.itemsize, depth)
+    for k in range(depth):
+        for m in range(whole, rows):
+            block[whole * depth + k * TILE_ROWS + m - whole] = a[k, m]
+
+
+@inline
+def _multiply(c, a, panel, width, depth, edge, alpha, beta):
+    """Makes one tile, or the part of one that there is: c has at most TILE_ROWS rows and `width` columns.
+
+    a: (address, bytes from row to row, from column to column). edge: where a tile goes that is larger than c.
+    """
+    rows, columns = c.shape
+    whole = rows == TILE_ROWS and columns == width
+    target, target_row = (address(c), c.strides[0]) if whole else (address(edge), width * c.itemsize)
+    added = beta if whole else c.dtype.type(0)
+    # The number of vectors must be a constant.
+    if width * c.itemsize == 2 * VECTOR_BYTES:
+        tile(2, target, target_row, a[0], a[1], a[2], rows, panel, depth, alpha, added)
+    else:
+        tile(TILE_VECTORS, target, target_row, a[0], a[1], a[2], rows, panel, depth, alpha, added)
+    if not whole:
+        for m in range(rows):
+            for j in range(columns):
+                value = edge[m * width + j]
+                c[m, j] = value if beta == 0 else value + beta * c[m, j]

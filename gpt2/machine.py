@@ -1,0 +1,80 @@
+"""What this process may use of the machine: CPUs and memory, by its affinity and its control groups."""
+
+import math
+import os
+import pathlib
+
+import psutil
+
+from gpt2.errors import UserError
+from gpt2.kernels.engine import threads
+
+# Which control groups a process is in, and where Linux shows them (version 1 has a hierarchy for each controller).
+MEMBERSHIP, GROUPS = pathlib.Path("/proc/self/cgroup"), pathlib.Path("/sys/fs/cgroup")
+
+
+def available_threads():
+    """CPUs that this process may use: the smallest of its affinity, its container's quota and Numba's limit."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = min(map(_cpu_quota, _control_groups("cpu")), default=math.inf)
+    return max(1, min(affinity, quota, threads.max_threads()))
+
+
+def set_threads(n):
+    """Makes all kernels run on `n` threads. Raises UserError unless 1 <= n <= the threads that Numba may start."""
+    if not 1 <= n <= threads.max_threads():
+        raise UserError(f"{n} threads asked for: choose from 1 to {threads.max_threads()}")
+    threads.set_threads(n)
+
+
+def available_bytes():
+    """Bytes of memory that this process can still take: what the machine has free, within its groups' limits."""
+    available = psutil.virtual_memory().available
+    return max(0, min([available, *map(_memory_left, _control_groups("memory"))]))
+
+
+def _control_groups(controller):
+    """Yields the folders of the control groups that limit this process, its own first, then those around it."""
+    try:
+        lines = MEMBERSHIP.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = GROUPS / controller if controllers else GROUPS
+        # In a container the path may be the host's: then only the root is there, and is the container's own.
+        group = root / path.strip("/")
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))
+
+
+def _cpu_quota(folder):
+    """CPUs that a group grants, in either version's form; infinity where it sets no limit."""
+    try:
+        limit, period = (folder / "cpu.max").read_text().split()
+        return math.inf if limit == "max" else max(1, int(limit) // int(period))
+    except (OSError, ValueError):
+        pass
+    try:
+        limit = int((folder / "cpu.cfs_quota_us").read_text())
+        return math.inf if limit <= 0 else max(1, limit // int((folder / "cpu.cfs_period_us").read_text()))
+    except (OSError, ValueError):
+        return math.inf
+
+
+def _memory_left(folder):
+    """Bytes that a group's limit leaves, in either version's form; infinity where it sets none."""
+    for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        try:
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            # The page cache counts as used, but is reclaimable. In version 1 "total" includes the groups below, as
+            # the usage does.
+            page_cache = sum(
+                int(statistics.get(f"total_{kind}", statistics[kind])) for kind in ("inactive_file", "active_file")
+            )
+            used = int((folder / usage).read_text()) - page_cache
+            return int((folder / limit).read_text()) - used
+        except (OSError, ValueError, KeyError):  # not of this version, or its limit is "max"
+            continue
+    return math.inf

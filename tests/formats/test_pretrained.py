@@ -1,0 +1,471 @@
+"""Weights by name: files, folders, and a hub on this machine that answers as Hugging Face's does."""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from gpt2.config import PRESETS, GPT2Config
+from gpt2.errors import UnavailableError, UserError
+from gpt2.formats import huggingface, llmc, pretrained
+from gpt2.formats.llmc import load_model, save_model
+from gpt2.formats.pretrained import load_config, load_weights
+from gpt2.layout import parameter_layout
+from gpt2.training import checkpoint
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = GPT2Config(maxT=5, V=7, L=2, NH=2, C=4)
+
+
+def parameters(config=CONFIG):
+    params = np.random.default_rng(0).standard_normal(parameter_layout(config).size, dtype=np.float32)
+    params[config.V * config.C : config.Vp * config.C] = 0
+    return params
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A Hugging Face folder with a small model."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    huggingface.save_folder(folder, CONFIG, parameters())
+    return folder
+
+
+def assert_is_the_model(loaded):
+    config, params = loaded
+    assert config == CONFIG
+    assert params.dtype == np.float32 and np.array_equal(params, parameters())
+
+
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_files_and_folders(tmp_path, folder, kind, writable):
+    save_model(tmp_path / "x.bin", CONFIG, parameters())
+    os.link(tmp_path / "x.bin", tmp_path / "any name")
+    for name in ("x.bin", "any name", "theirs"):
+        assert_is_the_model(load_weights(kind(tmp_path / name), writable=writable))
+
+
+def test_writable_decides_whether_a_file_is_mapped(tmp_path, monkeypatch):
+    save_model(tmp_path / "x.bin", CONFIG, np.full(parameters().size, np.nan, np.float32))
+    with pytest.raises(UserError, match="not finite"):
+        load_weights(tmp_path / "x.bin")
+    monkeypatch.setattr(llmc, "allocate", lambda *args: pytest.fail("read"))
+    assert np.isnan(load_weights(tmp_path / "x.bin", writable=False)[1]).all()
+
+
+@pytest.mark.parametrize("name", ["missing.bin", "folder/missing.bin"])
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch, name):
+    monkeypatch.setattr(pretrained, "fetch", lambda *args: pytest.fail("asked the hub"))
+    with pytest.raises(UserError, match=rf"^{name}: No such file or directory$"):
+        load_weights(name)
+
+
+@pytest.mark.parametrize("name", ["gpt5", "a/b/c", "./a", "../a", "/a", "a/", "a b/c"])
+def test_names_that_are_none(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "fetch", lambda *args: pytest.fail("asked the hub"))
+    with pytest.raises(
+        UserError, match=f"^{name}: no such file or folder; expected .*distilgpt2, or OWNER/NAME"
+    ) as caught:
+        load_weights(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_file_of_hugging_face_is_named_by_its_folder(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\3\4" + bytes(2000))
+    with pytest.raises(UserError, match=f"{name}: not a model file in llm.c's format.*named by its folder"):
+        load_weights(tmp_path / name)
+
+
+def test_released_names_and_their_full_names(monkeypatch):
+    assert pretrained.RELEASED.keys() == PRESETS.keys()
+    fetched = []
+    monkeypatch.setattr(pretrained, "fetch", lambda *args: fetched.append(args))
+    monkeypatch.setattr(pretrained, "read_weights", lambda path, config: config)
+    for name, repository in pretrained.RELEASED.items():
+        if name != "gpt2":
+            assert load_weights(name) == load_weights(repository) == (PRESETS[name], PRESETS[name])
+            assert fetched[-2:] == [(repository, "model.safetensors", None)] * 2
+    assert fetched[2] == ("openai-community/gpt2-large", "model.safetensors", None)
+
+
+def test_a_released_name_is_the_hubs_whatever_folder_is_called_so(tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder.rename("gpt2-xl")
+    monkeypatch.setattr(pretrained, "fetch", lambda *args: pytest.fail("asked the hub"))
+    with pytest.raises(pytest.fail.Exception, match="asked the hub"):
+        load_weights("gpt2-xl")
+    assert_is_the_model(load_weights("./gpt2-xl"))
+
+
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])
+def test_gpt2_already_converted_is_used(tmp_path, monkeypatch, name, writable):
+    monkeypatch.setitem(PRESETS, "gpt2", CONFIG)
+    monkeypatch.setattr(pretrained, "fetch_gpt2", lambda: pytest.fail("fetched"))
+    save_model(tmp_path / "gpt2_124M.bin", CONFIG, parameters())
+    assert_is_the_model(load_weights(name, tmp_path, writable))
+
+
+def test_converted_file_of_another_size_is_refused(tmp_path):
+    save_model(tmp_path / "gpt2_124M.bin", CONFIG, parameters())
+    with pytest.raises(UserError, match=r"gpt2_124M.bin: expected GPT-2 124M.*L=2"):
+        load_weights("gpt2", tmp_path)
+
+
+def test_fetched_gpt2_is_converted_and_kept(tmp_path, folder, monkeypatch):
+    monkeypatch.setitem(PRESETS, "gpt2", CONFIG)
+    monkeypatch.setattr(pretrained, "fetch_gpt2", lambda: folder / "model.safetensors")
+    assert_is_the_model(load_weights("gpt2", str(tmp_path / "new")))
+    assert_is_the_model(load_model(tmp_path / "new" / "gpt2_124M.bin"))
+
+
+def test_nothing_is_kept_when_fetching_fails(tmp_path, monkeypatch):
+    def refuse():
+        raise UnavailableError("no network")
+
+    monkeypatch.setattr(pretrained, "fetch_gpt2", refuse)
+    with pytest.raises(UnavailableError, match="no network"):
+        load_weights("gpt2", tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+# A training run's folder.
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """An output folder with the models of two steps, of which the manifest names the second."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    save_model(folder / "model_00000040.bin", CONFIG, parameters())
+    save_model(folder / "model_00000020.bin", CONFIG, 2 * parameters())
+    (folder / checkpoint.MANIFEST).write_text(json.dumps({"step": 40}))
+    return folder
+
+
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_a_runs_folder_is_its_newest_model(run_folder, kind, writable):
+    assert_is_the_model(load_weights(kind(run_folder), writable=writable))
+    assert_is_the_model(pretrained.load_path(kind(run_folder), writable))
+    assert load_config(kind(run_folder)) == CONFIG
+
+
+def test_a_hugging_face_folder_with_checkpoints_is_one_of_hugging_faces(folder):
+    (folder / checkpoint.MANIFEST).write_text("{}")
+    assert_is_the_model(load_weights(folder))
+    assert load_config(folder) == CONFIG
+
+
+@pytest.mark.parametrize("load", [load_weights, load_config])
+def test_a_runs_folder_without_its_model(run_folder, load):
+    (run_folder / "model_00000040.bin").unlink()
+    with pytest.raises(UserError, match=r"model_00000040.bin: no such file, but checkpoints.json names it"):
+        load(run_folder)
+
+
+# Sizes alone.
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Nothing that reads or fetches weights can be called."""
+    for name in ("load_model", "map_model", "load_folder", "read_weights", "fetch", "fetch_gpt2"):
+        monkeypatch.setattr(pretrained, name, lambda *args, name=name: pytest.fail(name))
+
+
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_sizes_of_files_and_folders(tmp_path, folder, kind, no_weights):
+    save_model(tmp_path / "x.bin", CONFIG, parameters())
+    save_model(tmp_path / "half.bin", CONFIG, parameters(), "bfloat16")
+    (folder / "model.safetensors").unlink()
+    for name in ("x.bin", "half.bin", "theirs"):
+        assert load_config(kind(tmp_path / name)) == CONFIG
+
+
+def test_sizes_of_released_models_are_known(no_weights):
+    for name, repository in pretrained.RELEASED.items():
+        assert load_config(name) == load_config(repository) == PRESETS[name]
+
+
+def test_sizes_of_a_model_on_the_hub(tmp_path, folder, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(pretrained, "fetch", lambda *args: fetched.append(args) or folder / args[1])
+    assert load_config("someone/theirs") == CONFIG
+    assert fetched == [("someone/theirs", "config.json")]
+
+
+@pytest.mark.parametrize("load", [load_weights, load_config])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpt5", "no such file or folder; expected FILE.bin, the folder of a training run, a Hugging Face folder"),
+        ("missing.bin", "missing.bin: No such file or directory"),
+        ("short.bin", "short.bin: 5 bytes, but a model file starts with"),
+        ("cut.bin", "cut.bin: truncated"),
+        ("empty", "empty/config.json: No such file or directory"),
+    ],
+)
+def test_names_that_are_none_have_no_sizes_either(tmp_path, monkeypatch, load, name, message):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("empty").mkdir()
+    pathlib.Path("short.bin").write_bytes(b"short")
+    save_model("cut.bin", CONFIG, parameters())
+    os.truncate("cut.bin", 2000)
+    with pytest.raises(UserError, match=message):
+        load(name)
+
+
+# The hub: a server on this machine that answers as the hub's "resolve" address does, asked by a process of its own
+# because huggingface_hub reads its environment when it is imported.
+
+CONTENT = b"the weights" * 1000
+ADDRESS = f"/openai-community/gpt2/resolve/{pretrained.GPT2_REVISION}/model.safetensors"
+# The package without its model: with that, the compiler's import would take most of a test.
+BEGINNING = f"""
+import sys, types
+sys.modules["gpt2"] = types.ModuleType("gpt2")
+sys.modules["gpt2"].__path__ = [{str(ROOT / "gpt2")!r}]
+from gpt2.formats import pretrained
+from gpt2.errors import UserError
+pretrained.PROBE_SECONDS = 1
+"""
+FETCH = """
+pretrained.GPT2_SHA256 = sys.argv[1]
+try:
+    print("path:", pretrained.fetch_gpt2())
+except UserError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+LOAD = """
+try:
+    config, params = pretrained.load_weights(sys.argv[1])
+except UserError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+print(config, params.sum(dtype=float))
+"""
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    content = CONTENT
+    status = 200
+
+    def do_HEAD(self):
+        self.server.requests.append(f"{self.command} {self.path}")
+        self.send_response(self.status)
+        self.send_header("X-Repo-Commit", pretrained.GPT2_REVISION)
+        self.send_header("ETag", f'"{hashlib.sha256(self.path.encode()).hexdigest()}"')
+        self.send_header("X-Linked-Size", str(len(self.content)))
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        self.wfile.write(self.content)
+
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def serving(handler):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.requests = []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def fetch(home, endpoint, content=CONTENT, **environment):
+    """Runs fetch_gpt2 in a process of its own, expecting `content`, with its cache in `home`."""
+    return run(FETCH, hashlib.sha256(content).hexdigest(), home, endpoint, **environment)
+
+
+def run(program, argument, home, endpoint, **environment):
+    inherited = {key: value for key, value in os.environ.items() if not key.upper().startswith(("HF_", "HUGGING"))}
+    inherited = {key: value for key, value in inherited.items() if not key.upper().endswith("_PROXY")}
+    ours = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", BEGINNING + program, argument],
+        env=inherited | ours | environment,
+        capture_output=True,
+        text=True,
+        timeout=20,  # huggingface_hub by itself goes on for longer
+    )
+
+
+def assert_refused(result, *words):
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    for word in ("UnavailableError: ", *words):
+        assert word in result.stderr
+
+
+def test_weights_are_downloaded_once(tmp_path):
+    with serving(Hub) as (server, endpoint):
+        first = fetch(tmp_path, endpoint)
+        assert first.returncode == 0, first.stderr
+        path = pathlib.Path(first.stdout.removeprefix("path: ").strip())
+        assert path.read_bytes() == CONTENT
+        assert tmp_path in path.parents
+        assert server.requests.count(f"GET {ADDRESS}") == 1
+
+        server.requests.clear()
+        assert fetch(tmp_path, endpoint).stdout == first.stdout
+        assert server.requests == []
+    offline = fetch(tmp_path, endpoint, HF_HUB_OFFLINE="1")
+    assert (offline.returncode, offline.stdout) == (0, first.stdout)
+
+
+def test_corrupt_download_is_refused_and_says_which_file_to_delete(tmp_path):
+    class Corrupt(Hub):
+        content = CONTENT[:-1] + b"X"
+
+    with serving(Corrupt) as (_, endpoint):
+        result = fetch(tmp_path, endpoint)
+    assert result.returncode == 1
+    assert "corrupt: SHA-256" in result.stderr
+    message = result.stderr.splitlines()[-1]
+    pathlib.Path(message.removeprefix("UserError: ").split(": corrupt")[0]).unlink()
+    with serving(Hub) as (_, endpoint):
+        assert fetch(tmp_path, endpoint).returncode == 0
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
+def test_hub_that_refuses(tmp_path, status):
+    with serving(type("Refusing", (Hub,), {"status": status})) as (server, endpoint):
+        assert_refused(fetch(tmp_path, endpoint), "cannot fetch model.safetensors", str(status))
+        assert server.requests.count(f"HEAD {ADDRESS}") == 1
+        assert f"GET {ADDRESS}" not in server.requests
+
+
+def test_server_that_is_no_hub(tmp_path):
+    class Website(Hub):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with serving(Website) as (_, endpoint):
+        assert_refused(fetch(tmp_path, endpoint), "cannot fetch model.safetensors")
+
+
+def test_no_server_fails_at_once_and_quietly(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        assert_refused(fetch(tmp_path, endpoint), "cannot fetch model.safetensors", "refused")
+
+
+def test_name_that_does_not_resolve(tmp_path):
+    assert_refused(fetch(tmp_path, "http://no-such-host.invalid"), "cannot fetch model.safetensors")
+
+
+def test_server_that_stalls_is_given_up_within_seconds(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert_refused(fetch(tmp_path, endpoint), "cannot fetch model.safetensors", "timed out")
+
+
+def test_offline_mode_asks_nobody(tmp_path):
+    with serving(Hub) as (server, endpoint):
+        assert_refused(fetch(tmp_path, endpoint, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE")
+        assert server.requests == []
+
+
+# Any other model.
+
+
+def serving_folder(folder, **fields):
+    """A hub with one model, someone/theirs, the files of `folder`, with `fields` changed in its config.json."""
+
+    class OneModel(Hub):
+        def do_HEAD(self):
+            path = folder / self.path.rpartition("/")[2]
+            if not self.path.startswith("/someone/theirs/resolve/"):
+                return self.refuse(401, "RepoNotFound")
+            if not path.exists():
+                return self.refuse(404, "EntryNotFound")
+            self.content = path.read_bytes()
+            if path.suffix == ".json":
+                self.content = json.dumps(json.loads(self.content) | fields).encode()
+            super().do_HEAD()
+
+        def refuse(self, status, code):
+            self.content = b""
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    return serving(OneModel)
+
+
+def test_a_model_of_the_hub_is_fetched_once(tmp_path, folder):
+    expected = f"{CONFIG} {parameters().sum(dtype=float)}\n"
+    with serving_folder(folder) as (server, endpoint):
+        first = run(LOAD, "someone/theirs", tmp_path, endpoint)
+        assert (first.returncode, first.stdout) == (0, expected), first.stderr
+        assert sum(request.startswith("GET") for request in server.requests) == 2
+        server.requests.clear()
+        assert run(LOAD, "someone/theirs", tmp_path, endpoint).stdout == expected
+        assert server.requests == []
+
+
+def test_a_model_that_the_hub_does_not_have(tmp_path, folder):
+    with serving_folder(folder) as (_, endpoint):
+        result = run(LOAD, "someone/else", tmp_path, endpoint)
+    assert_refused(
+        result, "someone/else: no such file or folder, and cannot fetch config.json", "no such model", "hf auth"
+    )
+
+
+def test_a_model_in_other_files(tmp_path, folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with serving_folder(folder) as (_, endpoint):
+        result = run(LOAD, "someone/theirs", tmp_path, endpoint)
+    assert_refused(result, "cannot fetch model.safetensors", "the model there has no model.safetensors")
+
+
+def test_a_model_that_asks_for_a_token(tmp_path):
+    class Gated(Hub):
+        status = 403
+
+        def send_response(self, status):
+            super().send_response(status)
+            self.send_header("X-Error-Code", "GatedRepo")
+
+    with serving(Gated) as (_, endpoint):
+        assert_refused(run(LOAD, "someone/theirs", tmp_path, endpoint), "accept the model's terms", "hf auth login")
+
+
+def test_another_architecture_is_refused_before_its_weights_are_fetched(tmp_path, folder):
+    with serving_folder(folder, model_type="llama") as (server, endpoint):
+        result = run(LOAD, "someone/theirs", tmp_path, endpoint)
+        assert not any("safetensors" in request for request in server.requests)
+    assert result.returncode == 1
+    assert "config.json: model_type is 'llama', only 'gpt2' is supported" in result.stderr
+
+
+def test_a_model_of_the_hub_without_a_network(tmp_path):
+    result = run(LOAD, "gpt2-xl", tmp_path, "http://no-such-host.invalid")
+    assert_refused(result, "openai-community/gpt2-xl: cannot fetch model.safetensors")

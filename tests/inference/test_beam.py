@@ -1,0 +1,85 @@
+"""Beam search finds what an exhaustive search finds where it sees everything, and what transformers finds."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from gpt2 import GPT2, GPT2Config
+from gpt2.inference.beam import beam_search
+from gpt2.inference.context import Context
+from gpt2.inference.sampling import Sampling, generate, probability
+from tests.numeric import randomise
+
+CONFIG = GPT2Config(maxT=32, V=30, L=2, NH=2, C=8)
+
+
+def make_model(config, seed=3, scale=1.0):
+    model = GPT2(config)
+    randomise(model, np.random.default_rng(seed))
+    model.params["wte"] *= scale
+    model.params["wpe"] *= 3  # so that texts do not repeat themselves
+    return model
+
+
+def search(model, prompt, beams, count, **settings):
+    context = Context(model.config, model.params_flat, batch_size=beams)
+    context.add([prompt])
+    return beam_search(context, count, **settings)
+
+
+def mean_log_probability(model, prompt, text):
+    logits = model.logits([[*prompt, *text]])[0, len(prompt) - 1 : -1]
+    return np.mean([np.log(probability(row.astype(float), id)) for row, id in zip(logits, text, strict=True)])
+
+
+@pytest.mark.parametrize("eot", [None, 2])
+def test_with_enough_beams_it_is_the_exhaustive_search(eot):
+    config = GPT2Config(maxT=8, V=4, L=1, NH=1, C=8)
+    for seed in range(5):
+        model = make_model(config, seed, scale=2.0)
+        texts = set()
+        for text in itertools.product(range(4), repeat=3):
+            texts.add(text[: text.index(eot) + 1] if eot in text else text)
+        scores = {text: mean_log_probability(model, [1, 3], text) for text in texts}
+        found = search(model, [1, 3], 64, 3, eot=eot)
+        assert tuple(token.id for token in found) == max(scores, key=scores.get)
+        log_probabilities = np.log([token.probability for token in found])
+        assert log_probabilities.mean() == pytest.approx(max(scores.values()), rel=1e-4)
+
+
+def test_one_beam_is_greedy():
+    model = make_model(CONFIG)
+    context = Context(CONFIG, model.params_flat)
+    context.add([[5, 6]])
+    greedy = [token.id for (token,) in generate(context, 12, Sampling(temperature=0), [None])]
+    assert [token.id for token in search(model, [5, 6], 1, 12)] == greedy
+
+
+@pytest.mark.parametrize("eot", [None, 13])
+@pytest.mark.parametrize("penalty", [1.0, 1.4])
+def test_the_same_text_as_transformers(eot, penalty):
+    from tests.test_transformers import foreign_model
+
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    ended = 0
+    for seed, beams in zip(range(4), (2, 5, 4, 3), strict=True):
+        model = make_model(CONFIG, seed)
+        prompt = [seed, 5, 6]
+        expected = foreign_model(model, "float32").generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, 3, dtype=torch.int64),
+            do_sample=False,
+            num_beams=beams,
+            early_stopping=False,
+            length_penalty=1.0,
+            max_new_tokens=15,
+            repetition_penalty=penalty,
+            eos_token_id=eot,
+            pad_token_id=0,
+        )
+        found = [token.id for token in search(model, prompt, beams, 15, repetition_penalty=penalty, eot=eot)]
+        assert found == expected[0, 3:].tolist(), (seed, beams)
+        ended += len(found) < 15
+    assert (ended > 0) == (eot is not None)

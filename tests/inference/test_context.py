@@ -1,0 +1,140 @@
+"""The context gives the logits of its last tokens, whatever was added, forgotten, reordered or let go before."""
+
+import numpy as np
+import pytest
+
+from gpt2 import GPT2, GPT2Config
+from gpt2.errors import UserError
+from gpt2.inference.context import Context
+from gpt2.inference.decoder import append
+
+CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = GPT2(CONFIG, seed=3)
+    model.params["wte"] *= 40
+    return model
+
+
+def check(context, model, tokens):
+    np.testing.assert_allclose(context.logits(), model.last_logits(tokens), atol=1e-4)
+    np.testing.assert_array_equal(context.tokens, tokens)
+
+
+def random_tokens(B, n, seed=0):
+    return np.random.default_rng(seed).integers(0, CONFIG.V, (B, n))
+
+
+def test_tokens_are_added_to_all_samples_or_to_each(model):
+    context, alike, own = Context(CONFIG, model.params_flat, 3), random_tokens(1, 4), random_tokens(3, 5)
+    context.add(alike)
+    check(context, model, np.tile(alike, (3, 1)))
+    context.add(own)
+    check(context, model, np.hstack([np.tile(alike, (3, 1)), own]))
+    check(context, model, context.tokens.copy())  # nothing was added: the same once more
+    assert not context.slid
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_what_is_forgotten_has_no_influence(model, read):
+    context, tokens = Context(CONFIG, model.params_flat), random_tokens(1, 9)
+    context.add(tokens)
+    if read:
+        context.logits()
+    context.forget(3)
+    check(context, model, tokens[:, :6])
+    context.forget(100)
+    assert context.tokens.shape == (1, 0)
+    context.add(tokens[:, 5:])
+    check(context, model, tokens[:, 5:])
+
+
+def test_samples_are_reordered(model):
+    context, tokens = Context(CONFIG, model.params_flat, 3), random_tokens(3, 5)
+    context.add(tokens)
+    context.logits()
+    context.reorder(np.array([2, 2, 0]))
+    context.add([[1], [2], [3]])
+    check(context, model, np.hstack([tokens[[2, 2, 0]], [[1], [2], [3]]]))
+
+
+def test_the_full_window_slides_by_a_quarter(model):
+    context, tokens = Context(CONFIG, model.params_flat, 2), random_tokens(2, 30)
+    context.add(tokens[:, :16])
+    check(context, model, tokens[:, :16])
+    assert not context.slid
+    first = 0
+    for end in range(17, 31):
+        context.add(tokens[:, end - 1 : end])
+        if end - first > 16:
+            first = end - 12
+        check(context, model, tokens[:, first:end])
+        assert context.slid
+    assert first == 15  # it slid at 17, 22 and 27 tokens
+
+
+@pytest.mark.parametrize(("new", "stay"), [(2, 12), (14, 14), (40, 16)])
+def test_new_tokens_stay_when_the_window_slides(model, new, stay):
+    context, tokens = Context(CONFIG, model.params_flat), random_tokens(1, 15 + new)
+    context.add(tokens[:, :15])
+    context.logits()
+    context.add(tokens[:, 15:])
+    context.logits()
+    check(context, model, tokens[:, -stay:])
+
+
+def test_a_window_of_one_token():
+    config = GPT2Config(maxT=1, V=50, L=1, NH=1, C=4)
+    model = GPT2(config)
+    context = Context(config, model.params_flat)
+    for token in (3, 4):
+        context.add([[token]])
+        np.testing.assert_allclose(context.logits(), model.last_logits([[token]]), atol=1e-5)
+
+
+def test_an_interrupted_reading_is_made_up_for(model, monkeypatch):
+    context, tokens = Context(CONFIG, model.params_flat), random_tokens(1, 30)
+    forward = context._decoder.forward
+
+    def interrupted(tokens):
+        forward(tokens[:, :2])
+        raise KeyboardInterrupt
+
+    for start, end in ((0, 7), (7, 20)):
+        context.add(tokens[:, start:end])
+        monkeypatch.setattr(context._decoder, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            context.logits()
+        monkeypatch.setattr(context._decoder, "forward", forward)
+        context.logits()
+        check(context, model, tokens[:, max(0, end - 13) : end] if end > 16 else tokens[:, :end])
+
+
+def test_an_interrupted_reading_of_several_samples_is_made_up_for(model, monkeypatch):
+    monkeypatch.setattr("gpt2.inference.decoder.CHUNK", 5)
+    context, tokens, calls = Context(CONFIG, model.params_flat, batch_size=3), random_tokens(1, 14), []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return append(*arguments)
+
+    context.add(tokens)
+    monkeypatch.setattr("gpt2.inference.decoder.append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        context.logits()
+    expected = model.last_logits(tokens)
+    np.testing.assert_allclose(context.logits(), expected.repeat(3, axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_refused(model, broken):
+    damaged = model.params_flat.copy()
+    damaged[-1] = broken  # in lnfb
+    context = Context(CONFIG, damaged, batch_size=2)
+    context.add([[1, 2]])
+    with pytest.raises(UserError, match="logits are not finite"):
+        context.logits()

@@ -1,0 +1,118 @@
+"""The prompt loop: one text that both continue, replies that can be stopped, and an end at Ctrl-D."""
+
+import builtins
+
+import numpy as np
+import pytest
+
+from gpt2 import GPT2, GPT2Config
+from gpt2.data.tokenizer import EOT
+from gpt2.inference.context import Context
+from gpt2.inference.interactive import HELP, SLID, Conversation
+from gpt2.inference.sampling import Sampling
+from tests.inference.test_textstream import BYTES
+from tests.numeric import randomise
+
+CONFIG = GPT2Config(maxT=64, V=256, L=1, NH=2, C=8)
+
+
+class Script:
+    """Stands for the model: its replies are written down, and it is seen what it was asked to continue."""
+
+    def __init__(self, monkeypatch, *replies):
+        self.asked, self.replies = [], list(replies)
+        monkeypatch.setattr("gpt2.inference.interactive.generate", self.generate)
+
+    def generate(self, context, max_new_tokens, sampling, rngs):
+        from gpt2.inference.sampling import Token
+
+        self.asked.append(bytes(min(token, 255) for token in context.tokens[0]).decode(errors="replace"))
+        for token in self.replies.pop(0):
+            if token is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            context.add([[token]])
+            yield [Token(token, 0.5)]
+
+
+def converse(monkeypatch, lines, stops=()):
+    """Types the lines, an exception standing for its key, then Ctrl-D."""
+    lines = [*lines, EOFError]
+
+    def typed(prompt):
+        line = lines.pop(0)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr(builtins, "input", typed)
+    context = Context(CONFIG, GPT2(CONFIG).params_flat)
+    Conversation(context, BYTES, Sampling(), np.random.default_rng(0), 8, stops).run()
+    assert not lines
+    return context
+
+
+def test_the_conversation_is_kept_and_a_line_starts_a_new_one(monkeypatch, capsys):
+    script = Script(monkeypatch, b" there", b"well\n", b"!")
+    converse(monkeypatch, ["hello", "how are you? ", "good"])
+    assert script.asked == ["hello", "hello there\nhow are you? ", "hello there\nhow are you? well\ngood"]
+    printed = capsys.readouterr()
+    assert printed.out == " there\nwell\n\n!\n\n" and printed.err == HELP + "\n"
+
+
+def test_an_empty_line_lets_the_model_go_on(monkeypatch):
+    script = Script(monkeypatch, b"b", b"c")
+    converse(monkeypatch, ["a", ""])
+    assert script.asked == ["a", "ab"]
+
+
+def test_an_empty_line_at_first_starts_a_document(monkeypatch):
+    script = Script(monkeypatch, b"b")
+    context = converse(monkeypatch, [""])
+    assert context.tokens.tolist() == [[EOT, ord("b")]] and script.asked == ["�"]
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_session(monkeypatch, capsys):
+    script = Script(monkeypatch, [*b"bc", KeyboardInterrupt, *b"de"], b"f")
+    converse(monkeypatch, ["a", KeyboardInterrupt, "x"])
+    assert script.asked == ["a", "abc\nx"]
+    assert capsys.readouterr().out == "bc\n\nf\n\n"
+
+
+@pytest.mark.parametrize(("reply", "kept"), [(b"one\nYou: two", "aone"), ([*b"one", EOT, *b"two"], "aone")])
+def test_what_ended_a_reply_is_not_part_of_the_text(monkeypatch, capsys, reply, kept):
+    script = Script(monkeypatch, reply, b"z")
+    converse(monkeypatch, ["a", "b"], stops=["\nYou:"])
+    assert script.asked == ["a", f"{kept}\nb"]
+    assert capsys.readouterr().out == "one\nz\n\n"
+
+
+def test_a_line_that_is_not_utf8_is_left_out(monkeypatch, capsys):
+    script = Script(monkeypatch, b"b")
+    converse(monkeypatch, ["\udcff", "a"])
+    assert script.asked == ["a"] and "not UTF-8" in capsys.readouterr().err
+
+
+def test_replies_are_the_models(monkeypatch, capsys):
+    model = GPT2(CONFIG)
+    randomise(model, np.random.default_rng(1))
+    model.params["wpe"] *= 5
+    typed = iter(["hello", "again"])
+    monkeypatch.setattr(builtins, "input", lambda prompt: next(typed, None) or (_ for _ in ()).throw(EOFError))
+    context = Context(CONFIG, model.params_flat)
+    Conversation(context, BYTES, Sampling(temperature=0), None, 6).run()
+    tokens = list(b"hello")
+    for line in (b"\nagain", b""):
+        for _ in range(6):
+            tokens.append(int(model.last_logits([tokens])[0].argmax()))
+        tokens.extend(line)
+    assert context.tokens.tolist() == [tokens]
+
+
+def test_a_window_that_slides_is_said_once(monkeypatch, capsys):
+    model = GPT2(CONFIG)
+    typed = iter(["x" * 50, "y" * 50, "z" * 50])
+    monkeypatch.setattr(builtins, "input", lambda prompt: next(typed, None) or (_ for _ in ()).throw(EOFError))
+    context = Context(CONFIG, model.params_flat)
+    Conversation(context, BYTES, Sampling(), np.random.default_rng(0), 5).run()
+    assert capsys.readouterr().err == f"{HELP}\n{SLID.format(64)}\n"
+    assert context.tokens.shape[1] <= 64

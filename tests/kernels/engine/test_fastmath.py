@@ -1,0 +1,95 @@
+import math
+import platform
+import re
+
+import numba
+import numpy as np
+import pytest
+
+from gpt2.kernels.engine import fastmath
+from gpt2.kernels.engine.jit import FASTMATH
+
+compiled_only = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="there is no machine code without the JIT")
+
+
+@numba.njit(fastmath=FASTMATH, error_model="numpy")
+def exp_of_all(out, x):
+    for i in range(x.size):
+        out[i] = fastmath.exp(x[i])
+
+
+@numba.njit(fastmath=FASTMATH, error_model="numpy")
+def tanh_of_all(out, x):
+    for i in range(x.size):
+        out[i] = fastmath.tanh(x[i])
+
+
+def applied(function, x):
+    out = np.full_like(x, np.nan)
+    function(out, x)
+    return out
+
+
+def grid(low, high, count=1_000_001):
+    return np.linspace(low, high, count).astype(np.float32)
+
+
+@compiled_only
+def test_exp_over_its_range():
+    x = grid(-86.5, 88.69)
+    exact = np.exp(x.astype(float))
+    error = np.abs(applied(exp_of_all, x) / exact - 1)
+    assert np.max(error) < 1e-7
+
+
+@compiled_only
+def test_tanh_over_its_range():
+    x = grid(-12, 12)
+    assert np.max(np.abs(applied(tanh_of_all, x) - np.tanh(x.astype(float)))) < 2e-7
+
+
+def test_exp_at_the_edges_tiny():
+    x = np.array([0, -0.0, -86.51, -1e4, -np.inf, 89, 1e4, np.inf, np.nan, 88.7], np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = applied(exp_of_all, x)
+    assert np.array_equal(out[:9], np.array([1, 1, 0, 0, 0, np.inf, np.inf, np.inf, np.nan]), equal_nan=True)
+    assert out[9] == pytest.approx(math.exp(float(x[9])), rel=1e-6)
+
+
+def test_tanh_at_the_edges_tiny():
+    # Exactly 1 from about 9.02: whatever multiplies 1 - tanh^2 may be large.
+    x = np.array([0, 9.1, 20, 43, 60, 1e6, np.inf, np.nan], np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert np.array_equal(applied(tanh_of_all, x), np.array([0, 1, 1, 1, 1, 1, 1, np.nan]), equal_nan=True)
+        assert np.array_equal(applied(tanh_of_all, -x), np.array([0, -1, -1, -1, -1, -1, -1, np.nan]), equal_nan=True)
+
+
+def test_values_of_one_element_tiny():
+    # Too few for a vector: the loop's remainder computes the same.
+    x = np.array([-3.25], np.float32)
+    assert applied(exp_of_all, x)[0] == pytest.approx(math.exp(-3.25), rel=2e-7)
+    assert applied(tanh_of_all, x)[0] == pytest.approx(math.tanh(-3.25), abs=2e-7)
+
+
+def test_float64_is_computed_in_float64_tiny():
+    x = np.array([-700.5, -1.1, 0.0, 0.3, 700.5])
+    assert np.allclose(applied(exp_of_all, x), np.exp(x), rtol=1e-14, atol=0)
+    assert np.allclose(applied(tanh_of_all, x), np.tanh(x), rtol=1e-14, atol=0)
+    assert np.isnan(applied(exp_of_all, np.array([np.nan]))[0])
+
+
+@compiled_only
+@pytest.mark.parametrize("function", [exp_of_all, tanh_of_all])
+def test_loops_become_vector_instructions(function):
+    packed = {
+        "x86_64": r"\b(v?mulps|vfn?m(add|sub)\d+ps)\b",
+        "aarch64": r"\bf(mul|mla|mls)(\.4s)?\s+v\d+",
+    }
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    if machine not in packed:
+        pytest.skip(f"what a vector instruction looks like on {machine} is not known here")
+    x = np.ones(64, np.float32)
+    applied(function, x)
+    (assembly,) = [function.inspect_asm(signature) for signature in function.signatures if "float32" in str(signature)]
+    assert re.search(packed[machine], assembly)
+    assert not re.search(r"\b(expf|tanhf)\b", assembly)

@@ -1,0 +1,122 @@
+import numba
+import numpy as np
+import pytest
+
+from gpt2.kernels.engine import threads
+from gpt2.kernels.engine.gemm import gemm
+from gpt2.kernels.matmul import matmul_forward, matmul_nn, matmul_tn
+from tests.numeric import assert_close, both_precisions
+
+compiled_only = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="the compiled product is what is tested")
+
+
+@numba.njit
+def product(c, a, b, transpose_a, transpose_b, alpha, beta):
+    gemm(c, a, b, transpose_a, transpose_b, alpha, beta)
+
+
+@both_precisions(1e-6, 1e-14)
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 1.0, 0.5])
+def test_gemm_of_parts_of_matrices_tiny(dtype, tolerance, transpose_a, transpose_b, beta):
+    M, N, K = 5, 3, 7
+    rng = np.random.default_rng(1)
+    a = rng.standard_normal((9, 20)).astype(dtype)[2:, 4:][slice(K if transpose_a else M), : M if transpose_a else K]
+    b = rng.standard_normal((9, 20)).astype(dtype)[1:, 3:][slice(N if transpose_b else K), : K if transpose_b else N]
+    whole = rng.standard_normal((8, 11)).astype(dtype)
+    c, before = whole[2 : 2 + M, 1 : 1 + N], whole.astype(float)
+    expected = before.copy()
+    expected[2 : 2 + M, 1 : 1 + N] *= beta
+    expected[2 : 2 + M, 1 : 1 + N] += 0.25 * (a.T if transpose_a else a).astype(float) @ (b.T if transpose_b else b)
+    if beta == 0:
+        c.fill(np.nan)  # c is not read
+    product(c, a, b, transpose_a, transpose_b, 0.25, beta)
+    assert_close(whole, expected, tolerance)
+
+
+# Around the tile (8 or 4 rows; 48, 24 or 12 columns and a vector of 16, 8 or 4), the pieces of the depth (192) and of
+# the rows (384 of float32, 192 of float64).
+@compiled_only
+@both_precisions(2e-6, 1e-13)
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize(
+    ("M", "N", "K"),
+    [(1, 1, 1), (8, 48, 192), (9, 49, 193), (7, 47, 191), (16, 65, 400), (386, 33, 17), (3, 100, 31), (24, 16, 32)],
+)
+def test_gemm_past_every_edge(M, N, K, dtype, tolerance, transpose_a, transpose_b):
+    rng = np.random.default_rng(3)
+    a = rng.standard_normal((K, M) if transpose_a else (M, K)).astype(dtype)
+    b = rng.standard_normal((N, K) if transpose_b else (K, N)).astype(dtype)
+    whole = rng.standard_normal((M + 2, N + 2)).astype(dtype)
+    expected = whole.astype(float)
+    exact = (a.T if transpose_a else a).astype(float) @ (b.T if transpose_b else b)
+    for beta in (0.0, 1.0):
+        expected[1:-1, 1:-1] = exact + (expected[1:-1, 1:-1] if beta else 0)
+        product(whole[1:-1, 1:-1], a, b, transpose_a, transpose_b, 1.0, beta)
+        assert_close(whole, expected, tolerance)
+
+
+@compiled_only
+def test_gemm_of_different_types_is_refused():
+    a, b = np.zeros((2, 2)), np.zeros((2, 2), np.float32)
+    with pytest.raises(numba.TypingError, match="no matrix product of float64 and float32 into float64"):
+        product(np.zeros((2, 2)), a, b, False, False, 1.0, 0.0)
+
+
+@compiled_only
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 3, reason="NUMBA_NUM_THREADS is below 3")
+def test_concurrent_products_are_always_the_same():
+    # More threads than many a machine has cores, each with panels of its own.
+    rng = np.random.default_rng(2)
+    inp, weight = rng.standard_normal((2, 520, 400)).astype(np.float32)
+    bias = rng.standard_normal(520).astype(np.float32)
+    out, dinp, dweight = (np.empty(shape, np.float32) for shape in ((520, 520), (520, 400), (520, 400)))
+    results = []
+    before = numba.get_num_threads()
+    threads.set_threads(3)
+    try:
+        for _ in range(100):
+            matmul_forward(out, inp, weight, bias)
+            matmul_nn(dinp, out, weight)
+            matmul_tn(dweight, out, inp, 0.0)
+            results.append((out.tobytes(), dinp.tobytes(), dweight.tobytes()))
+            del results[1:-1]
+            assert results[0] == results[-1]
+    finally:
+        threads.set_threads(before)
+    assert_close(out, inp.astype(float) @ weight.T.astype(float) + bias, 1e-6)
+    assert_close(dinp, out.astype(float) @ weight, 1e-6)
+    assert_close(dweight, out.T.astype(float) @ inp, 1e-6)
+
+
+@compiled_only
+def test_a_single_row_may_have_any_stride():
+    @numba.njit
+    def product(out, row, matrix):
+        gemm(out, row[None], matrix, False, False, 1.0, 0.0)
+
+    rng = np.random.default_rng(4)
+    row, matrix, out = rng.standard_normal(5), rng.standard_normal((5, 3)), np.empty((1, 3))
+    product(out, row, matrix)
+    assert_close(out[0], row @ matrix, 1e-14)
+
+
+@compiled_only
+@pytest.mark.parametrize(("M", "N", "K"), [(0, 3, 4), (2, 0, 4), (2, 3, 0)])
+def test_gemm_of_nothing(M, N, K):
+    c = np.arange(M * N, dtype=np.float32).reshape(M, N)
+    expected = 0.5 * c
+    product(c, np.ones((M, K), np.float32), np.ones((K, N), np.float32), False, False, 1.0, 0.5)
+    assert np.array_equal(c, expected)
+
+
+def test_kernels_of_nothing_return():
+    matmul_forward(np.zeros((0, 5)), np.zeros((0, 3)), np.zeros((5, 3)), np.zeros(5))
+
+
+@compiled_only
+def test_a_transposed_matrix_is_refused():
+    with pytest.raises(ValueError, match="matmul_forward: a transposed array"):
+        matmul_forward(np.zeros((2, 5)), np.zeros((2, 3)), np.zeros((3, 5)).T, np.zeros(5))

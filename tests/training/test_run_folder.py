@@ -1,0 +1,154 @@
+"""The lock of an output folder, between processes."""
+
+import errno
+import fcntl
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gpt2.errors import UserError
+from gpt2.training.run_folder import locked
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Without the package's model, whose import takes most of a test.
+OWNER = f"""
+import os, subprocess, sys, types
+sys.modules["gpt2"] = types.ModuleType("gpt2")
+sys.modules["gpt2"].__path__ = [{str(ROOT / "gpt2")!r}]
+from gpt2.errors import UserError
+from gpt2.training.run_folder import locked
+try:
+    with locked(sys.argv[1]):
+        if sys.argv[2] == "with child":
+            child = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            print(child.pid, flush=True)
+        print("locked", flush=True)
+        sys.stdin.readline()
+        if sys.argv[2] == "dies":
+            1 / 0
+except UserError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.fixture
+def owner():
+    """Starts processes that lock a folder until a line is sent to them."""
+    processes = []
+
+    def start(folder, mode=""):
+        process = subprocess.Popen(
+            [sys.executable, "-c", OWNER, str(folder), mode],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_the_second_process_is_refused_until_the_first_ends(tmp_path, owner):
+    first = owner(tmp_path)
+    assert first.stdout.readline() == "locked\n"
+    second = owner(tmp_path)
+    refusal = f"{tmp_path}: process {first.pid} is at work there; wait for its end, stop it, or choose another folder\n"
+    assert second.communicate(timeout=20) == (refusal, "")
+    with pytest.raises(UserError, match=f"process {first.pid} is at work"), locked(tmp_path):
+        pytest.fail("two owners")
+    assert os.listdir(tmp_path) == [".lock"] and (tmp_path / ".lock").read_text() == f"{first.pid}\n"
+    first.communicate("\n", timeout=20)
+    third = owner(tmp_path)
+    assert third.stdout.readline() == "locked\n"
+    assert (tmp_path / ".lock").read_text() == f"{third.pid}\n"
+
+
+@pytest.mark.parametrize("mode", ["", "with child"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_lock_dies_with_its_owner(tmp_path, owner, number, mode):
+    first = owner(tmp_path, mode)
+    child = int(first.stdout.readline()) if mode else None
+    try:
+        assert first.stdout.readline() == "locked\n"
+        first.send_signal(number)
+        assert first.wait(timeout=20) == -number
+        if child:
+            os.kill(child, 0)  # it is alive
+        with locked(tmp_path):
+            assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_an_error_ends_it(tmp_path, owner):
+    first = owner(tmp_path, "dies")
+    assert first.stdout.readline() == "locked\n"
+    assert "ZeroDivisionError" in first.communicate("\n", timeout=20)[1]
+    with locked(tmp_path):
+        pass
+
+
+def test_the_same_process_twice(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(UserError, match=rf"^{tmp_path}: process {os.getpid()} is at work there"), locked(tmp_path):
+            pytest.fail("two owners")
+        with pytest.raises(UserError), locked(tmp_path):  # the refused one has not ended it
+            pytest.fail("two owners")
+        (tmp_path / "other").mkdir()
+        with locked(tmp_path / "other"):
+            pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_is_renamed_stays_locked(tmp_path):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"):
+        (tmp_path / "out").rename(tmp_path / "aside")
+        with pytest.raises(UserError, match="aside: process"), locked(tmp_path / "aside"):
+            pytest.fail("two owners")
+
+
+@pytest.mark.parametrize("content", ["", "no number", "123456789\n"])
+def test_what_is_in_a_file_that_nobody_holds_does_not_matter(tmp_path, content):
+    (tmp_path / ".lock").write_text(content)
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+@pytest.mark.parametrize("content", ["", "no number", "\N{SUPERSCRIPT TWO}"])
+def test_an_owner_that_has_not_said_who_it_is(tmp_path, content):
+    (tmp_path / ".lock").write_text(content)
+    with open(tmp_path / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is at work there"), locked(tmp_path):
+            pytest.fail("two owners")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys, number):
+    def refuse(*args):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path):
+        assert capsys.readouterr().err == f"{tmp_path}: its file system has no locks: let no other run write there\n"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path):
+    with pytest.raises(UserError, match=r"missing/.lock: No such file or directory"), locked(tmp_path / "missing"):
+        pytest.fail("locked")
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"\.lock: Is a directory"), locked(tmp_path):
+        pytest.fail("locked")

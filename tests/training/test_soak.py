@@ -1,0 +1,63 @@
+"""A long run of the smallest model: what it holds of memory and open files does not grow."""
+
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+
+from gpt2 import GPT2, GPT2Config
+from gpt2.data.dataset import write_tokens
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 20_000
+WARM = 4_000  # by then everything has happened many times
+OPTIONS = (
+    "--init tiny.bin --train-data train.bin --val-data val.bin -b 1 -t 8 --shuffle --grad-clip 1 --skip-spikes 8 "
+    "--val-every 200 --val-batches 2 --sample-every 200 --sample-tokens 4 --checkpoint-every 200 --threads 1"
+)
+# Counts the resident bytes and the open files at the end of every hundredth step.
+PROGRAM = """
+import sys
+import psutil
+import train_gpt2
+from gpt2.training import loop
+
+process, write = psutil.Process(), loop.Metrics.write
+
+def write_and_count(self, record):
+    write(self, record)
+    if record["step"] % 100 == 0:
+        print(record["step"], process.memory_info().rss, process.num_fds(), file=sys.stderr)
+
+loop.Metrics.write = write_and_count
+sys.exit(loop.train(train_gpt2.parse_arguments()))
+"""
+
+
+def test_memory_and_open_files_do_not_grow_with_the_steps(tmp_path):
+    GPT2(GPT2Config(maxT=8, V=16, L=1, NH=1, C=8), seed=1).save(tmp_path / "tiny.bin")
+    rng = np.random.default_rng(0)
+    write_tokens(tmp_path / "train.bin", rng.integers(0, 16, 4000))
+    write_tokens(tmp_path / "val.bin", rng.integers(0, 16, 400))
+    with open(tmp_path / "log", "w") as log:
+        run = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *OPTIONS.split(), "-x", str(STEPS)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=1200,
+        )
+    assert run.returncode == 0, run.stderr
+    counted = np.array([line.split() for line in run.stderr.splitlines()], dtype=np.int64)
+    assert counted[-1, 0] == STEPS
+    counted = counted[counted[:, 0] > WARM]
+    warm, end = (statistics.median(rows[:, 1].tolist()) for rows in (counted[:10], counted[-10:]))
+    assert end < 1.02 * warm, f"{warm:,} bytes after {WARM:,} steps, {end:,} in the end"
+    assert set(counted[:, 2]) == {counted[0, 2]}
+    saved = [name for name in os.listdir(tmp_path / "out") if name.startswith(("model", "state"))]
+    assert len(saved) == 4
