@@ -22,8 +22,7 @@ def main():
     tokens, targets = common.batch(job)
 
     def step():
-        loss = model.forward(tokens, targets, accumulate=False)
-        model.backward()
+        loss = model.overwrite_gradients(tokens, targets)
         optimizer.step(common.LEARNING_RATE)
         return loss
 

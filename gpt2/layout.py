@@ -1,5 +1,6 @@
 """Offset tables: a tensor is declared once, as (name, shape), and is a view into one flat array."""
 
+import itertools
 import math
 
 # The parameters that are matrices or embeddings: drawn at random at first, and the ones that weight decay shrinks.
@@ -9,12 +10,13 @@ MATRICES = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")
 class Layout:
     """Cuts a flat array into named tensors, in the order of `shapes`, without gaps.
 
-    shapes: dict of name -> shape. Attributes: `shapes`; `offsets`, dict of name -> index of the tensor's first element;
-    `size`, elements in all.
+    shapes: dict of name -> shape. per_layer: names of the tensors whose first dimension is the layer.
+    Attributes: `shapes`; `offsets`, dict of name -> index of the tensor's first element; `size`, elements in all.
     """
 
-    def __init__(self, shapes):
+    def __init__(self, shapes, per_layer=()):
         self.shapes = dict(shapes)
+        self._per_layer = frozenset(per_layer)
         self.offsets = {}
         self.size = 0
         for name, shape in self.shapes.items():
@@ -30,6 +32,26 @@ class Layout:
         """Returns a dict of name -> shaped view of `flat`, an array of `size` elements."""
         assert flat.shape == (self.size,)
         return {name: flat[self.slice(name)].reshape(shape) for name, shape in self.shapes.items()}
+
+    def by_layer(self, tensors):
+        """Yields (name, layer, tensor) layer by layer: what the layers share before and after them, with layer None.
+
+        tensors: dict of name -> array, as `views` returns. With tensors declared in the order of computation, this is
+        the order in which a forward pass gets to them.
+        """
+        for shared, names in itertools.groupby(self.shapes, lambda name: name not in self._per_layer):
+            names = list(names)
+            if shared:
+                yield from ((name, None, tensors[name]) for name in names)
+            else:
+                for layer in range(len(tensors[names[0]])):
+                    yield from ((name, layer, tensors[name][layer]) for name in names)
+
+
+LAYER_PARAMETERS = (
+    *("ln1w", "ln1b", "qkvw", "qkvb", "attprojw", "attprojb"),
+    *("ln2w", "ln2b", "fcw", "fcb", "fcprojw", "fcprojb"),
+)
 
 
 def parameter_layout(config, padded=True):
@@ -56,5 +78,6 @@ def parameter_layout(config, padded=True):
             "fcprojb": (L, C),
             "lnfw": (C,),
             "lnfb": (C,),
-        }
+        },
+        LAYER_PARAMETERS,
     )

@@ -1,7 +1,4 @@
-"""GPT-2: five flat arrays' worth of model, and its forward and backward pass as a sequence of kernels."""
-
-import functools
-import math
+"""GPT-2 in flat arrays, its forward and backward pass each a sequence of kernels."""
 
 import numpy as np
 
@@ -30,37 +27,42 @@ CLASSIFIER_ROWS = 256
 
 
 def activation_layout(config, B, T):
-    """What a forward pass keeps for the backward pass, layer by layer, then scratch.
+    """The activations of a (B, T) batch that the backward pass needs, in the order of computation.
 
-    The outputs of layernorms and of attention are not kept: the backward pass makes them again. The logits lie where
-    the layers' scratch does (see scratch_layout), in "shared": neither is needed while the other is.
+    The outputs of layernorms and of attention are not among them: the backward pass recomputes those.
     """
     C, L, NH, N = config.C, config.L, config.NH, B * T
-    return Layout(
-        {
-            "encoded": (N, C),
-            "ln1_mean": (L, N),
-            "ln1_rstd": (L, N),
-            "qkv": (L, B, T, 3 * C),
-            "lse": (L, B, NH, T),
-            "residual2": (L, N, C),
-            "ln2_mean": (L, N),
-            "ln2_rstd": (L, N),
-            "fch": (L, N, 4 * C),
-            "residual3": (L, N, C),
-            "lnf": (N, C),
-            "lnf_mean": (N,),
-            "lnf_rstd": (N,),
-            "logits_lse": (N,),
-            "losses": (N,),
-            "dnarrow": (N, C),
-            "shared": (max(math.prod(logits_shape(config, N)), scratch_layout(config, B, T).size),),
-        }
-    )
+    layer = {
+        "ln1_mean": (L, N),
+        "ln1_rstd": (L, N),
+        "qkv": (L, B, T, 3 * C),
+        "lse": (L, B, NH, T),
+        "residual2": (L, N, C),
+        "ln2_mean": (L, N),
+        "ln2_rstd": (L, N),
+        "fch": (L, N, 4 * C),
+        "residual3": (L, N, C),
+    }
+    last = {"lnf": (N, C), "lnf_mean": (N,), "lnf_rstd": (N,), "logits_lse": (N,), "losses": (N,)}
+    return Layout({"encoded": (N, C)} | layer | last, per_layer=layer)
+
+
+def workspace_layout(config, B, T):
+    """What passes overwrite: "dhidden", the gradient of a layer's hidden activations, and "shared".
+
+    "shared" is cut up by `scratch_layout`, or by `logits_layout`: neither is needed while the other is.
+    """
+    shared = max(logits_layout(config, B * T).size, scratch_layout(config, B, T).size)
+    return Layout({"dhidden": (B * T, config.C), "shared": (shared,)})
+
+
+def activations_size(config, B, T):
+    """Elements of the flat array for a (B, T) batch: activations and workspace."""
+    return activation_layout(config, B, T).size + workspace_layout(config, B, T).size
 
 
 def scratch_layout(config, B, T):
-    """What each layer uses anew, and "dresidual", which goes down through all of them: none of it outlives a pass."""
+    """What each layer reuses, and "dresidual", the gradient that runs down through all of them."""
     C, N = config.C, B * T
     return Layout(
         {
@@ -75,17 +77,18 @@ def scratch_layout(config, B, T):
     )
 
 
-def logits_shape(config, N):
-    """Shape of the logits that exist at a time."""
-    return min(N, CLASSIFIER_ROWS), config.Vp
+def logits_layout(config, N):
+    """The logits that exist at a time, of N rows in all."""
+    return Layout({"logits": (min(N, CLASSIFIER_ROWS), config.Vp)})
 
 
 class GPT2:
     """A GPT-2 model and the memory to train it.
 
     Attributes: `config`; `params_flat` and `grads_flat`, the flat arrays; `params` and `grads`, dicts of name -> shaped
-    view of them (see `layout.parameter_layout`), the gradients from their first use on; `acts`, the same for the
-    activations, from the first forward pass on.
+    view of them (see `layout.parameter_layout`); `acts`, the same for the activations that the last forward pass kept
+    for a backward pass, empty before the first; `scratch`, for what passes overwrite. Gradients are allocated when they
+    are first used: a model that only evaluates has none, which `has_gradients` tells.
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
@@ -101,18 +104,27 @@ class GPT2:
         self.config = config
         self.params_flat = params_flat
         self.params = parameter_layout(config).views(params_flat)
+        self.acts, self.scratch = {}, {}
+        self._grads_flat = self._grads = None
         self._acts_flat = allocate(0, params_flat.dtype, "the activations")
-        self._shape = self._tokens = self._targets = None
-        self._accumulate = None
+        self._shape = None  # (B, T) that the activations are cut up for
+        self._batch = None  # (tokens, targets) of the last forward pass that was completed
 
-    @functools.cached_property
+    @property
     def grads_flat(self):
-        # Allocated when they are first needed: a model that only evaluates has none.
-        return allocate(self.params_flat.size, self.params_flat.dtype, "the gradients")
+        if self._grads_flat is None:
+            self._grads_flat = allocate(self.params_flat.size, self.params_flat.dtype, "the gradients")
+        return self._grads_flat
 
-    @functools.cached_property
+    @property
     def grads(self):
-        return parameter_layout(self.config).views(self.grads_flat)
+        if self._grads is None:
+            self._grads = parameter_layout(self.config).views(self.grads_flat)
+        return self._grads
+
+    @property
+    def has_gradients(self):
+        return self._grads_flat is not None
 
     @classmethod
     def _from_parameters(cls, config, params_flat):
@@ -140,35 +152,52 @@ class GPT2:
 
     def zero_grad(self):
         """Sets all gradients to zero."""
-        self._accumulate = None
         self.grads_flat.fill(0)
 
-    def forward(self, tokens, targets=None, accumulate=None):
+    def forward(self, tokens, targets=None):
         """Runs the model; returns the mean cross-entropy in nats, or None without targets.
 
         tokens, targets: integers (B,T) below V, T at most maxT. What a backward pass needs is kept until the next call.
-        accumulate: whether backward(), which will follow, adds to the gradients (True) or overwrites them (False, which
-        saves a zero_grad). Its part in the classifier then happens here, while each chunk of logits is at hand, so
-        this call changes the gradient of wte, and another call before backward() is refused, unless it overwrites or
-        zero_grad() came between. With None, backward() makes the logits once more, and adds.
         """
-        if self._accumulate is not None and (accumulate is None or accumulate):
-            raise RuntimeError("backward() must follow forward(accumulate=...), or zero_grad() if that is given up")
-        tokens, targets = self._checked(tokens), None if targets is None else self._checked(targets)
-        if targets is not None and targets.shape != tokens.shape:
-            raise UserError(f"targets of shape {targets.shape} do not go with tokens of shape {tokens.shape}")
-        self._reserve(*tokens.shape)
-        if accumulate is not None and targets is not None:
-            _ = self.grads  # for which there may be no memory: nothing has changed yet
-        self._tokens, self._targets = tokens, targets
+        tokens, targets = self._begin(tokens, targets)
         self._forward_trunk(tokens)
-        self._accumulate = None if accumulate is None or targets is None else bool(accumulate)
-        return None if targets is None else self._classify(targets.reshape(-1), self._accumulate)
+        loss = None if targets is None else self._classify(targets)
+        self._batch = tokens, targets
+        return loss
+
+    def backward(self):
+        """Adds the gradients of the last forward pass's mean loss to `grads`."""
+        tokens, targets = self._batch or (None, None)
+        if targets is None:
+            raise RuntimeError("backward() needs a completed forward(tokens, targets) before it")
+        self._classify(targets, beta=1.0)
+        self._backward_trunk(tokens, beta=1.0)
+
+    def overwrite_gradients(self, tokens, targets):
+        """Sets `grads` to the gradients of the mean loss of a batch; returns that loss.
+
+        The same as zero_grad(), forward() and backward(), but faster: nothing is cleared first, and the logits are
+        computed once instead of twice. tokens, targets: as in `forward`.
+        """
+        return self._forward_backward(tokens, targets, beta=0.0)
+
+    def add_gradients(self, tokens, targets):
+        """Does the same as `overwrite_gradients`, but adds to `grads`: for the further micro-batches of a step."""
+        return self._forward_backward(tokens, targets, beta=1.0)
+
+    def _forward_backward(self, tokens, targets, beta):
+        tokens, targets = self._begin(tokens, targets)
+        _ = self.grads  # for which there may be no memory: nothing has changed yet
+        self._forward_trunk(tokens)
+        loss = self._classify(targets, beta)
+        self._backward_trunk(tokens, beta)
+        self._batch = tokens, targets
+        return loss
 
     def logits(self, tokens):
         """Returns the logits, (B,T,V), for tokens (B,T)."""
         self.forward(tokens)
-        B, T = self._tokens.shape
+        B, T = self._shape
         out = np.empty((B * T, self.config.V), self.params_flat.dtype)
         for rows, logits in self._classifier_chunks():
             matmul_nt(logits, self.acts["lnf"][rows], self.params["wte"])
@@ -178,20 +207,20 @@ class GPT2:
     def last_logits(self, tokens):
         """Returns the logits of the last position only, (B,V), for tokens (B,T)."""
         self.forward(tokens)
-        B, T = self._tokens.shape
+        B, T = self._shape
         last = self.acts["lnf"].reshape(B, T, -1)[:, -1].copy()
         out = np.empty((B, self.config.Vp), self.params_flat.dtype)
         matmul_nt(out, last, self.params["wte"])
         return out[:, : self.config.V]
 
-    def backward(self):
-        """Adds the gradients of the last forward call's mean loss to `grads`, or writes them if it said so."""
-        if self._targets is None:
-            raise RuntimeError("backward() needs a forward(tokens, targets) before it")
-        if self._accumulate is None:
-            self._classify(self._targets.reshape(-1), accumulate=True)
-        self._backward_trunk(self._tokens, beta=0.0 if self._accumulate is False else 1.0)
-        self._accumulate = None
+    def _begin(self, tokens, targets):
+        """Returns the batch as int32 copies, checked, with the activations ready for it."""
+        tokens, targets = self._checked(tokens), None if targets is None else self._checked(targets)
+        if targets is not None and targets.shape != tokens.shape:
+            raise UserError(f"targets of shape {targets.shape} do not go with tokens of shape {tokens.shape}")
+        self._batch = None
+        self._reserve(*tokens.shape)
+        return tokens, targets
 
     def _checked(self, tokens):
         tokens = np.asarray(tokens)
@@ -208,104 +237,119 @@ class GPT2:
         """Makes room for the activations of a (B,T) batch: the array in hand serves if it is large enough."""
         if self._shape == (B, T):
             return
-        layout = activation_layout(self.config, B, T)
-        if layout.size > self._acts_flat.size:
-            # Lets go of the smaller array first, and holds none should there be no room for the larger.
-            self.acts = self._shape = self._targets = None
+        size = activations_size(self.config, B, T)
+        if size > self._acts_flat.size:
+            # Frees the smaller array first, and has none if there is no room for the larger.
+            self.acts, self.scratch, self._shape = {}, {}, None
             self._acts_flat = self._acts_flat[:0].copy()
-            self._acts_flat = allocate(layout.size, self.params_flat.dtype, f"the activations of {B}x{T} tokens")
-        self.acts = layout.views(self._acts_flat[: layout.size])
-        shared = self.acts["shared"]
-        for part in (scratch_layout(self.config, B, T), Layout({"logits": logits_shape(self.config, B * T)})):
-            self.acts |= part.views(shared[: part.size])
+            self._acts_flat = allocate(size, self.params_flat.dtype, f"the activations of {B}x{T} tokens")
+        kept = activation_layout(self.config, B, T)
+        self.acts = kept.views(self._acts_flat[: kept.size])
+        workspace = workspace_layout(self.config, B, T).views(self._acts_flat[kept.size : size])
+        self.scratch = {"dhidden": workspace["dhidden"]}
+        for part in (scratch_layout(self.config, B, T), logits_layout(self.config, B * T)):
+            self.scratch |= part.views(workspace["shared"][: part.size])
         self._shape = (B, T)
 
     def _forward_trunk(self, tokens):
         """Everything up to the final layernorm."""
-        p, a, L = self.params, self.acts, self.config.L
+        p, a, s = self.params, self.acts, self.scratch
         B, T = tokens.shape
         N, C = a["encoded"].shape
         encoder_forward(a["encoded"].reshape(B, T, C), tokens, p["wte"], p["wpe"])
-        residual, ln, atty = a["encoded"], a["ln"], a["atty"].reshape(N, C)
-        for l in range(L):
+        residual, ln, atty = a["encoded"], s["ln"], s["atty"].reshape(N, C)
+        for l in range(self.config.L):
             layernorm_forward(ln, a["ln1_mean"][l], a["ln1_rstd"][l], residual, p["ln1w"][l], p["ln1b"][l])
             matmul_forward(a["qkv"][l].reshape(N, 3 * C), ln, p["qkvw"][l], p["qkvb"][l])
-            attention_forward(a["atty"], a["lse"][l], a["qkv"][l], a["attention_scratch"])
+            attention_forward(s["atty"], a["lse"][l], a["qkv"][l], s["attention_scratch"])
             residual2, residual3 = a["residual2"][l], a["residual3"][l]
             matmul_residual_forward(residual2, residual, atty, p["attprojw"][l], p["attprojb"][l])
             layernorm_forward(ln, a["ln2_mean"][l], a["ln2_rstd"][l], residual2, p["ln2w"][l], p["ln2b"][l])
-            matmul_gelu_forward(a["fch_gelu"], a["fch"][l], ln, p["fcw"][l], p["fcb"][l])
-            matmul_residual_forward(residual3, residual2, a["fch_gelu"], p["fcprojw"][l], p["fcprojb"][l])
+            matmul_gelu_forward(s["fch_gelu"], a["fch"][l], ln, p["fcw"][l], p["fcb"][l])
+            matmul_residual_forward(residual3, residual2, s["fch_gelu"], p["fcprojw"][l], p["fcprojb"][l])
             residual = residual3
         layernorm_forward(a["lnf"], a["lnf_mean"], a["lnf_rstd"], residual, p["lnfw"], p["lnfb"])
 
-    def _backward_trunk(self, tokens, beta):
-        """From the gradient of the final layernorm's output, in "dnarrow", down to the embeddings.
+    def _classify(self, targets, beta=None):
+        """Returns the mean loss of targets (B,T).
 
-        The gradients of parameters are first multiplied by beta: 0 overwrites them. The products do so as they write;
-        the other tensors are small, and wte's gradient has been begun by the classifier.
+        Unless beta is None, it also does the classifier's backward pass, down to "dhidden": each chunk of logits
+        becomes its own gradient in place. dwte is first multiplied by beta.
         """
-        p, g, a, L = self.params, self.grads, self.acts, self.config.L
-        B, T = tokens.shape
-        N, C = a["encoded"].shape
-        if beta == 0:
-            for name in g.keys() - {"wte", "qkvw", "attprojw", "fcw", "fcprojw"}:
-                g[name].fill(0)
-        dresidual, dnarrow, dqkv, dfch = a["dresidual"], a["dnarrow"], a["dqkv"].reshape(N, 3 * C), a["dfch"]
-        ln = a["ln"]
-        residual = a["residual3"][L - 1]
-        mean, rstd = a["lnf_mean"], a["lnf_rstd"]
-        dresidual.fill(0)
-        layernorm_backward(dresidual, g["lnfw"], g["lnfb"], dnarrow, residual, p["lnfw"], mean, rstd)
-        for l in reversed(range(L)):
-            gelu_matmul_nn(dfch, a["fch_gelu"], dresidual, a["fch"][l], p["fcprojw"][l])
-            matmul_parameters_backward(g["fcprojw"][l], g["fcprojb"][l], dresidual, a["fch_gelu"], beta)
-            residual, mean, rstd = a["residual2"][l], a["ln2_mean"][l], a["ln2_rstd"][l]
-            layernorm_forward(ln, mean, rstd, residual, p["ln2w"][l], p["ln2b"][l])
-            matmul_backward(dnarrow, g["fcw"][l], g["fcb"][l], dfch, ln, p["fcw"][l], beta)
-            layernorm_backward(dresidual, g["ln2w"][l], g["ln2b"][l], dnarrow, residual, p["ln2w"][l], mean, rstd)
-            matmul_nn(dnarrow, dresidual, p["attprojw"][l])
-            datty, scratch = dnarrow.reshape(B, T, C), a["attention_scratch"]
-            attention_backward(a["dqkv"], datty, a["qkv"][l], a["atty"], a["lse"][l], scratch)
-            atty = a["atty"].reshape(N, C)
-            matmul_parameters_backward(g["attprojw"][l], g["attprojb"][l], dresidual, atty, beta)
-            residual = a["residual3"][l - 1] if l else a["encoded"]
-            mean, rstd = a["ln1_mean"][l], a["ln1_rstd"][l]
-            layernorm_forward(ln, mean, rstd, residual, p["ln1w"][l], p["ln1b"][l])
-            matmul_backward(dnarrow, g["qkvw"][l], g["qkvb"][l], dqkv, ln, p["qkvw"][l], beta)
-            layernorm_backward(dresidual, g["ln1w"][l], g["ln1b"][l], dnarrow, residual, p["ln1w"][l], mean, rstd)
-        encoder_backward(g["wte"], g["wpe"], dresidual.reshape(B, T, C), tokens)
+        a, V, wte, N = self.acts, self.config.V, self.params["wte"], targets.size
+        targets = targets.reshape(-1)
+        for rows, logits in self._classifier_chunks():
+            lnf, lse = a["lnf"][rows], a["logits_lse"][rows]
+            matmul_nt(logits, lnf, wte)
+            classifier_forward(a["losses"][rows], lse, logits, targets[rows], V)
+            if beta is not None:
+                classifier_backward(logits, lse, targets[rows], 1.0 / N, V)
+                matmul_nn(self.scratch["dhidden"][rows], logits, wte)
+                matmul_tn(self.grads["wte"], logits, lnf, beta)
+                beta = 1.0
+        return float(a["losses"].sum(dtype=np.float64) / N)
 
     def _classifier_chunks(self):
         """Yields (range of rows, place for their logits) over all rows."""
-        logits = self.acts["logits"]
+        logits = self.scratch["logits"]
         N = self.acts["lnf"].shape[0]
         for start in range(0, N, CLASSIFIER_ROWS):
             rows = slice(start, min(N, start + CLASSIFIER_ROWS))
             yield rows, logits[: rows.stop - start]
 
-    def _classify(self, targets, accumulate):
-        """Returns the mean loss. Unless accumulate is None, also does the backward pass down to "dnarrow", in which
-        each chunk of logits becomes its own gradient.
+    def _backward_trunk(self, tokens, beta):
+        """From the gradient of the final layernorm's output, in "dhidden", down to the embeddings.
+
+        The gradients of parameters are first multiplied by beta: 0 overwrites them. The products do that as they write;
+        the other tensors are small, and dwte has been begun by the classifier.
         """
-        a, V, wte, N = self.acts, self.config.V, self.params["wte"], targets.size
-        beta = 1.0 if accumulate else 0.0
-        for rows, logits in self._classifier_chunks():
-            lnf, lse = a["lnf"][rows], a["logits_lse"][rows]
-            matmul_nt(logits, lnf, wte)
-            classifier_forward(a["losses"][rows], lse, logits, targets[rows], V)
-            if accumulate is not None:
-                classifier_backward(logits, lse, targets[rows], 1.0 / N, V)
-                matmul_nn(a["dnarrow"][rows], logits, wte)
-                matmul_tn(self.grads["wte"], logits, lnf, beta)
-                beta = 1.0
-        return float(a["losses"].sum(dtype=np.float64) / N)
+        p, g, a, s = self.params, self.grads, self.acts, self.scratch
+        B, T = tokens.shape
+        L, C = self.config.L, self.config.C
+        if beta == 0:
+            for name in g.keys() - {"wte", "qkvw", "attprojw", "fcw", "fcprojw"}:
+                g[name].fill(0)
+        dresidual = s["dresidual"]
+        dresidual.fill(0)
+        last = a["residual3"][L - 1], p["lnfw"], a["lnf_mean"], a["lnf_rstd"]
+        layernorm_backward(dresidual, g["lnfw"], g["lnfb"], s["dhidden"], *last)
+        for l in reversed(range(L)):
+            self._mlp_backward(l, beta)
+            self._attention_backward(l, beta)
+        encoder_backward(g["wte"], g["wpe"], dresidual.reshape(B, T, C), tokens)
+
+    def _mlp_backward(self, l, beta):
+        """From the residual stream after layer l's MLP to the stream before it."""
+        p, g, a, s = self.params, self.grads, self.acts, self.scratch
+        dresidual, dhidden, dfch, ln = s["dresidual"], s["dhidden"], s["dfch"], s["ln"]
+        gelu_matmul_nn(dfch, s["fch_gelu"], dresidual, a["fch"][l], p["fcprojw"][l])
+        matmul_parameters_backward(g["fcprojw"][l], g["fcprojb"][l], dresidual, s["fch_gelu"], beta)
+        residual, mean, rstd = a["residual2"][l], a["ln2_mean"][l], a["ln2_rstd"][l]
+        layernorm_forward(ln, mean, rstd, residual, p["ln2w"][l], p["ln2b"][l])
+        matmul_backward(dhidden, g["fcw"][l], g["fcb"][l], dfch, ln, p["fcw"][l], beta)
+        layernorm_backward(dresidual, g["ln2w"][l], g["ln2b"][l], dhidden, residual, p["ln2w"][l], mean, rstd)
+
+    def _attention_backward(self, l, beta):
+        """From the residual stream after layer l's attention to the stream before it."""
+        p, g, a, s = self.params, self.grads, self.acts, self.scratch
+        dresidual, dhidden, ln = s["dresidual"], s["dhidden"], s["ln"]
+        matmul_nn(dhidden, dresidual, p["attprojw"][l])
+        datty = dhidden.reshape(s["atty"].shape)
+        attention_backward(s["dqkv"], datty, a["qkv"][l], s["atty"], a["lse"][l], s["attention_scratch"])
+        atty, dqkv = s["atty"].reshape(dhidden.shape), s["dqkv"].reshape(len(dhidden), -1)
+        matmul_parameters_backward(g["attprojw"][l], g["attprojb"][l], dresidual, atty, beta)
+        residual = a["residual3"][l - 1] if l else a["encoded"]
+        mean, rstd = a["ln1_mean"][l], a["ln1_rstd"][l]
+        layernorm_forward(ln, mean, rstd, residual, p["ln1w"][l], p["ln1b"][l])
+        matmul_backward(dhidden, g["qkvw"][l], g["qkvb"][l], dqkv, ln, p["qkvw"][l], beta)
+        layernorm_backward(dresidual, g["ln1w"][l], g["ln1b"][l], dhidden, residual, p["ln1w"][l], mean, rstd)
 
 
 def _initialise(params, config, seed):
-    """GPT-2's random initialisation (Radford et al., 2019, section 2.3): weights and embeddings are normal with
-    standard deviation 0.02, those that end in the residual stream divided by sqrt(2L); layernorms are the identity,
-    biases 0.
+    """GPT-2's random initialisation (Radford et al., 2019, section 2.3).
+
+    Weights and embeddings are normal with standard deviation 0.02, divided by sqrt(2L) for those that feed the residual
+    stream; layernorms are the identity, biases 0.
     """
     rng = np.random.default_rng(seed)
     for name, tensor in params.items():

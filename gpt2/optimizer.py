@@ -9,7 +9,11 @@ from gpt2.memory import allocate
 
 
 class AdamW:
-    """AdamW with decoupled weight decay on matrices and embeddings only; moments live in two flat arrays, m and v."""
+    """AdamW with decoupled weight decay on matrices and embeddings only.
+
+    Attributes: `m` and `v`, the moments, flat arrays laid out like the parameters; `steps` taken. These are what a
+    checkpoint keeps, so an optimizer of your own is a subclass with another `step`: train(options, optimizer=Lion).
+    """
 
     def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
         self.model = model
@@ -54,21 +58,39 @@ def clip_scale(norm, limit):
     return limit / norm if 0 < limit < norm else 1.0
 
 
-SCHEDULES = ("constant", "cosine", "linear", "wsd")
-
-
 def learning_rate(step, schedule, peak, warmup_steps, max_steps, final_fraction):
     """The learning rate of a step, counted from 0 to max_steps - 1.
 
-    It climbs to `peak` over `warmup_steps`, linearly, then goes as `schedule` says to final_fraction * peak: cosine and
-    linear over all steps that are left, wsd (warm-up, stable, decay; Hu et al., MiniCPM, 2024) linearly over the last
-    fifth of the run; constant stays at the peak.
+    It climbs to `peak` linearly over `warmup_steps`, then falls towards final_fraction * peak as the function in
+    SCHEDULES that `schedule` names says.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    decay_steps = {"constant": 0, "wsd": max(1, max_steps // 5)}.get(schedule, max_steps - warmup_steps)
-    progress = (step - (max_steps - decay_steps)) / decay_steps if decay_steps else 0.0
-    if progress <= 0:
-        return peak
-    remaining = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
-    return peak * (final_fraction + (1 - final_fraction) * remaining)
+    remaining = SCHEDULES[schedule](step, warmup_steps, max_steps)
+    return peak if remaining == 1 else peak * (final_fraction + (1 - final_fraction) * remaining)
+
+
+def constant(step, warmup_steps, max_steps):
+    """Stays at the peak."""
+    return 1.0
+
+
+def cosine(step, warmup_steps, max_steps):
+    """Half a cosine over all steps after the warm-up (Loshchilov and Hutter, SGDR, 2017)."""
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (max_steps - warmup_steps)))
+
+
+def linear(step, warmup_steps, max_steps):
+    """Linearly over all steps after the warm-up."""
+    return 1 - (step - warmup_steps) / (max_steps - warmup_steps)
+
+
+def wsd(step, warmup_steps, max_steps):
+    """Warm-up, stable, decay (Hu et al., MiniCPM, 2024): linearly over the last fifth of the run."""
+    decay_steps = max(1, max_steps // 5)
+    return 1 - max(0, step - (max_steps - decay_steps)) / decay_steps
+
+
+# Name -> function(step, warmup_steps, max_steps), which returns what is left of the way from the peak down to the final
+# rate, from 1 to 0, for a step after the warm-up. A schedule of your own is one more entry: --lr-schedule takes it.
+SCHEDULES = {function.__name__: function for function in (constant, cosine, linear, wsd)}

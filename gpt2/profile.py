@@ -17,7 +17,7 @@ from gpt2.kernels.engine.peak import add_scaled, products_in_cache
 from gpt2.layout import parameter_layout
 from gpt2.machine import available_threads, set_threads
 from gpt2.memory import require
-from gpt2.model import GPT2, activation_layout
+from gpt2.model import GPT2, activations_size
 from gpt2.optimizer import AdamW
 
 PHASES = ("forward", "backward", "update")
@@ -42,7 +42,7 @@ class Profiler:
         self._launches = []
 
     def __enter__(self):
-        self.model.backward = self._backward
+        self.model._backward_trunk = self._backward
         for module in (model_module, optimizer_module, matmul_module):
             for name, function in list(vars(module).items()):
                 if getattr(function, "targetoptions", {}).get("parallel"):  # as jit.kernel compiles them
@@ -51,7 +51,7 @@ class Profiler:
         return self
 
     def __exit__(self, *_):
-        del self.model.backward
+        del self.model._backward_trunk
         for module, name, function in self._replaced:
             setattr(module, name, function)
         self._replaced.clear()
@@ -59,9 +59,9 @@ class Profiler:
             self._record(*launch)
         self._launches.clear()
 
-    def _backward(self):
+    def _backward(self, *arguments):
         self._in_backward = True
-        type(self.model).backward(self.model)
+        type(self.model)._backward_trunk(self.model, *arguments)
         self._in_backward = False
 
     def _timed(self, name, function):
@@ -150,8 +150,7 @@ def profile(config, B, T, steps, print_line=print):
     optimizer = AdamW(model)
 
     def step():
-        model.forward(tokens, targets, accumulate=False)
-        model.backward()
+        model.overwrite_gradients(tokens, targets)
         optimizer.step(1e-5)
 
     for _ in range(2):
@@ -205,7 +204,7 @@ def main(arguments=None):
     config = PRESETS[options.size]
     if options.seq_len > config.maxT:
         raise UserError(f"--seq-len {options.seq_len}: the model's positions end at {config.maxT}")
-    numbers = 4 * parameter_layout(config).size + activation_layout(config, options.batch_size, options.seq_len).size
+    numbers = 4 * parameter_layout(config).size + activations_size(config, options.batch_size, options.seq_len)
     require(4 * (numbers + _PEAK_NUMBERS), f"--size {options.size} at -b {options.batch_size} -t {options.seq_len}")
     profile(config, options.batch_size, options.seq_len, options.steps)
 

@@ -20,6 +20,7 @@ from gpt2.evaluate import evaluate_hellaswag, evaluate_split, llmc_val_loss, spl
 from gpt2.machine import available_threads, set_threads
 from gpt2.model import GPT2
 from gpt2.training import loop
+from gpt2.training.signals import StopSignals
 from tests import reference
 from tests.data.test_hellaswag import random_examples, write_examples
 from tests.numeric import assert_close, randomise
@@ -152,7 +153,9 @@ def test_llmc_loss_is_the_trainers_validation_loss(tmp_path):
     model = random_model(config)
     write_tokens(tmp_path / "x.bin", random_tokens(5 * 4 * 64 + 300))
     loss = llmc_val_loss(model, tmp_path / "x.bin")
-    assert loss == pytest.approx(loop._validate(model, DataLoader(tmp_path / "x.bin", 4, 64, 50), 5), abs=1e-6)
+    assert loss == pytest.approx(
+        loop._validate(model, DataLoader(tmp_path / "x.bin", 4, 64, 50), 5, StopSignals()), abs=1e-6
+    )
     rows = random_tokens(5 * 4 * 64 + 1)
     starts = range(0, 5 * 4 * 64, 64)
     assert loss == pytest.approx(np.mean([reference_losses(model, rows[i : i + 65]) for i in starts]), rel=1e-5)
@@ -296,7 +299,7 @@ def test_batches_of_the_default_size_change_nothing_but_the_last_digits(folder, 
 
 
 def test_compat_prints_the_trainers_line(folder, capsys):
-    loop._validate(folder, DataLoader("a.bin", 4, 16, CONFIG.V), 5)
+    loop._validate(folder, DataLoader("a.bin", 4, 16, CONFIG.V), 5, StopSignals())
     line = capsys.readouterr().out
     run("--data a.bin --compat llmc -t 16 --json out.json")
     assert capsys.readouterr().out == line

@@ -8,7 +8,7 @@ from gpt2 import machine, memory
 from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
 from gpt2.layout import parameter_layout
-from gpt2.model import GPT2
+from gpt2.model import GPT2, activation_layout
 from tests import reference
 from tests.numeric import assert_close, assert_gradient, both_precisions, random_batch, randomise, relative_error
 
@@ -76,7 +76,7 @@ def test_chunks_of_the_classifier_add_up_to_the_whole_tiny(monkeypatch):
     chunked = make(TINY, 5, np.float64)
     assert chunked.forward(tokens, targets) == pytest.approx(loss, rel=1e-14)
     chunked.backward()
-    assert chunked.acts["logits"].shape == (4, TINY.Vp)
+    assert chunked.scratch["logits"].shape == (4, TINY.Vp)
     assert_close(chunked.grads_flat, whole.grads_flat, 1e-13)
     assert_close(chunked.logits(tokens), logits, 1e-14)
 
@@ -99,18 +99,18 @@ def test_backward_twice_doubles_the_gradients(config, B, T):
 @pytest.mark.parametrize(
     ("config", "B", "T"), [pytest.param(TINY, 2, 5, id="tiny"), pytest.param(WIDE, 3, 90, id="wide")]
 )
-def test_gradients_that_are_overwritten_or_added_to_as_forward_is_told(config, B, T):
+def test_gradients_are_overwritten_or_added_to_as_the_name_says(config, B, T):
     batch = random_batch(config, B, T, np.random.default_rng(13))
-    model, told = make(config, 13), make(config, 13)
+    model, trained = make(config, 13), make(config, 13)
     loss = model.forward(*batch)
     model.backward()
-    told.grads_flat.fill(np.nan)
-    assert told.forward(*batch, accumulate=False) == loss
-    told.backward()
-    assert np.array_equal(told.grads_flat, model.grads_flat)
-    told.forward(*batch, accumulate=True)
-    told.backward()
-    assert_close(told.grads_flat, 2 * model.grads_flat.astype(float), 1e-6)
+    trained.grads_flat.fill(np.nan)
+    assert trained.overwrite_gradients(*batch) == loss
+    assert np.array_equal(trained.grads_flat, model.grads_flat)
+    assert trained.add_gradients(*batch) == loss
+    assert_close(trained.grads_flat, 2 * model.grads_flat.astype(float), 1e-6)
+    trained.backward()  # of the same batch, once more
+    assert_close(trained.grads_flat, 3 * model.grads_flat.astype(float), 1e-6)
 
 
 def test_gradients_of_two_batches_add_up_tiny():
@@ -313,15 +313,6 @@ def test_after_a_refusal_of_memory_the_model_still_works(monkeypatch):
     np.testing.assert_array_equal(model.logits([[1, 2, 3]]), expected)
 
 
-@pytest.mark.parametrize("told", [0, np.False_, False])
-def test_whatever_is_false_overwrites_all_gradients(told):
-    model, tokens, targets, expected = _with_gradients()
-    model.grads_flat.fill(np.nan)
-    model.forward(tokens, targets, accumulate=told)
-    model.backward()
-    assert_close(model.grads_flat, expected, 1e-12)
-
-
 def test_what_becomes_of_the_callers_tokens_does_not_matter():
     model, tokens, targets, expected = _with_gradients()
     tokens, targets = tokens.astype(np.int32), targets.astype(np.int32)
@@ -333,16 +324,31 @@ def test_what_becomes_of_the_callers_tokens_does_not_matter():
     assert_close(model.grads_flat, expected, 1e-12)
 
 
-def test_a_forward_that_was_told_of_a_backward_must_have_it():
-    model, tokens, targets, expected = _with_gradients()
-    model.forward(tokens, targets, accumulate=True)
-    for accumulate in (None, True):
-        with pytest.raises(RuntimeError, match=r"backward\(\) must follow"):
-            model.forward(tokens, targets, accumulate=accumulate)
-    model.zero_grad()
-    model.forward(tokens, targets, accumulate=True)
-    model.backward()
-    assert_close(model.grads_flat, expected, 1e-12)
+@pytest.mark.parametrize("call", ["forward", "overwrite_gradients", "add_gradients"])
+def test_an_interrupted_pass_has_no_backward_tiny(monkeypatch, call):
+    model, tokens, targets, _ = _with_gradients()
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gpt2.model.attention_forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(model, call)(tokens, targets)
+    with pytest.raises(RuntimeError, match="backward"):
+        model.backward()
+
+
+def test_activations_are_named_in_the_order_of_computation_tiny():
+    model = make(TINY, 15)
+    assert model.acts == {} and not model.has_gradients
+    model.forward(*random_batch(TINY, 2, 5, np.random.default_rng(15)))
+    entries = list(activation_layout(TINY, 2, 5).by_layer(model.acts))
+    assert [(name, layer) for name, layer, _ in entries if layer in (None, 1)] == [
+        *[("encoded", None), ("ln1_mean", 1), ("ln1_rstd", 1), ("qkv", 1), ("lse", 1), ("residual2", 1)],
+        *[("ln2_mean", 1), ("ln2_rstd", 1), ("fch", 1), ("residual3", 1), ("lnf", None), ("lnf_mean", None)],
+        *[("lnf_rstd", None), ("logits_lse", None), ("losses", None)],
+    ]
+    assert all(np.shares_memory(array, model._acts_flat) for _, _, array in entries)
 
 
 def test_a_copy_is_a_model_of_its_own():

@@ -9,7 +9,7 @@ from gpt2.formats.files import HEADER_BYTES
 from gpt2.inference.decoder import cache_layout
 from gpt2.layout import parameter_layout
 from gpt2.memory import readable
-from gpt2.model import activation_layout
+from gpt2.model import activations_size
 
 FLOAT = 4  # bytes of a number, all of which are float32
 
@@ -20,7 +20,7 @@ def memory_needed(config, B, T, sample_length=0):
     """
     return {
         "parameters, gradients and moments": 4 * FLOAT * parameter_layout(config).size,
-        f"activations of {B} x {T}": FLOAT * activation_layout(config, B, T).size,
+        f"activations of {B} x {T}": FLOAT * activations_size(config, B, T),
     } | ({"samples": FLOAT * cache_layout(config, 1, sample_length).size} if sample_length else {})
 
 

@@ -106,9 +106,10 @@ def save(folder, model, optimizer, progress, keep):
     return Checkpoint(folder, step, model_path, state_path, progress, optimizer.steps, manifest)
 
 
-def settle(found, keep):
-    """Does what is left to do of saving a Checkpoint that was found, should that have been interrupted: it goes into
-    the manifest, and older ones are removed. Later ones, which are damaged, stay until the next is saved.
+def finish_interrupted_save(found, keep):
+    """Updates the manifest and prunes, in case saving the Checkpoint `found` was interrupted before that.
+
+    Later ones, which are damaged, stay until the next is saved.
     """
     with atomic_write(found.folder / MANIFEST) as file:
         file.write(found.manifest)

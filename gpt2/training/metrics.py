@@ -1,4 +1,4 @@
-"""What a run leaves for whoever looks at it: metrics.jsonl, a line of JSON for each step, and loss.png."""
+"""Training metrics, a line of JSON for each step in metrics.jsonl, and the loss plot."""
 
 import array
 import json
@@ -8,58 +8,58 @@ import numpy as np
 
 from gpt2.errors import from_os_error
 from gpt2.formats import files
-
-NAME = "metrics.jsonl"
+from gpt2.formats.run import LOSS_CURVE, METRICS
+from gpt2.training.state import finite
 
 
 class Metrics:
-    """Appends records to `folder`/metrics.jsonl as they come, and draws them.
+    """Appends records to `folder`/metrics.jsonl as they come, and plots them.
 
-    Metrics(folder) starts a new file, `Metrics.resume` goes on with what an earlier run wrote. Only the file holds the
-    records. A process that is killed leaves at most its last line unfinished, and readers pass over that.
-    Attributes: `path` of the file, `picture` that is drawn.
+    Metrics(folder) starts a new file, `Metrics.resume` continues one. Only the file holds the records. A killed process
+    leaves at most its last line unfinished, which readers ignore.
+    Attributes: `path` of the file; `picture`, of the plot; `last_step` that has a record, None if none has.
     """
 
     def __init__(self, folder, lines=()):
-        """lines: what stands in the file before the first record, an iterable of bytes."""
-        self.path = folder / NAME
-        self.picture = folder / "loss.png"
+        """lines: what the file holds before the first record, an iterable of bytes in the order of the steps."""
+        self.path = folder / METRICS
+        self.picture = folder / LOSS_CURVE
+        last = None
         with files.atomic_write(self.path) as file:
-            file.writelines(lines)
+            for last in lines:
+                file.write(last)
+        self.last_step = _parse(last)["step"] if last else None
 
     @classmethod
     def resume(cls, source_folder, folder, step):
-        """Returns Metrics in `folder` that go on after `step` with the records up to it in `source_folder`.
+        """Returns Metrics in `folder` that continue after `step`, with the records up to it in `source_folder`.
 
-        One record of each step is kept, the last that was written. Says how many lines were damaged and left out; an
-        unfinished last one is none of them. The folders may be the same, and there need not be a file.
+        Of each step the last record written is kept. Prints how many damaged lines were skipped; an unfinished last
+        one is not counted. The folders may be the same, and there need not be a file.
         """
-        source = source_folder / NAME
+        source = source_folder / METRICS
         return cls(folder, _lines_until(source, step) if source.exists() else ())
 
     def write(self, record):
         """Appends one record, a dict of numbers with "step"; what is not finite becomes null."""
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in record.items()
-        }
-        line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+        line = json.dumps(finite(record), allow_nan=False).encode() + b"\n"
         try:
             with open(self.path, "ab", buffering=0) as file:
                 while line:  # all of it at once, unless the disk is full
                     line = line[file.write(line) :]
         except OSError as error:
             raise from_os_error(error, self.path) from error
+        self.last_step = record["step"]
 
     def sync(self):
-        """Has what was written put on the disk."""
+        """fsyncs metrics.jsonl."""
         try:
             files.sync(self.path)
         except OSError as error:
             raise from_os_error(error, self.path) from error
 
     def losses(self, key):
-        """Returns (steps, losses) of the records that have the key, float64 each; NaN for a loss that is no number."""
+        """Returns (steps, losses) of the records that have the key, float64 (n,) each; NaN for what is no number."""
         steps, losses = array.array("d"), array.array("d")
         with files.open_to_read(self.path) as file:
             for line in file:
@@ -70,7 +70,7 @@ class Metrics:
         return np.array(steps), np.array(losses)
 
     def draw(self):
-        """Draws the training and validation losses over the steps."""
+        """Plots the training and validation losses over the steps."""
         import matplotlib.figure  # takes a second to import, and only the end of a run needs it
 
         figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
@@ -87,7 +87,7 @@ class Metrics:
 
 
 def _lines_until(path, step):
-    """Yields a file's lines that hold the last record of each step up to `step`, in the order of the steps."""
+    """Yields the lines that hold the last record of each step up to `step`, in the order of the steps."""
     steps, offsets = array.array("q"), array.array("q")
     offset = damaged = 0
     with files.open_to_read(path) as file:
@@ -100,7 +100,7 @@ def _lines_until(path, step):
                 offsets.append(offset)
             offset += len(line)
         if damaged:
-            print(f"{path}: {damaged:,} damaged line{'s' if damaged > 1 else ''} left out")
+            print(f"{path}: {damaged:,} damaged line{'s' if damaged > 1 else ''} skipped")
         order = np.argsort(steps, kind="stable")
         last_of_step = np.diff(np.array(steps)[order], append=-1) != 0
         for i in order[last_of_step]:
@@ -123,5 +123,5 @@ def _refuse(constant):
 
 
 def _number(value):
-    """What can be drawn of a value that was read."""
+    """The value as it can be plotted: NaN for what is no number or too large for an axis."""
     return value if isinstance(value, int | float) and abs(value) < 1e100 else math.nan

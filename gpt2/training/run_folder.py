@@ -1,4 +1,4 @@
-"""One run in a folder at a time."""
+"""The folder that a run writes to: made, locked, and cleared of an earlier run by renaming that."""
 
 import contextlib
 import errno
@@ -8,22 +8,60 @@ import pathlib
 import sys
 
 from gpt2.errors import UserError, from_os_error
+from gpt2.formats.run import steps
 
-NAME = ".lock"
+LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def locked_folder(path, stack):
+    """Makes a run's folder and locks it until the ExitStack `stack` closes; returns its path.
+
+    Raises UserError if it cannot be written, or another process is at work there.
+    """
+    folder = pathlib.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, folder) from error
+    stack.enter_context(locked(folder))
+    return folder
+
+
+def set_aside_earlier_run(path, stack):
+    """Renames a locked folder to NAME-1, or the next free number, if it holds checkpoints, and makes a new one.
+
+    Raises UserError if that is not possible.
+    """
+    if not steps(path):
+        return
+    folder, number = path.resolve(), 1
+    while os.path.lexists(aside := folder.with_name(f"{folder.name}-{number}")):
+        number += 1
+    try:
+        if pathlib.Path.cwd().is_relative_to(folder):
+            raise OSError(errno.EBUSY, "it is the working folder")
+        folder.rename(aside)
+    except OSError as error:
+        raise UserError(
+            f"{path}: holds an earlier run and cannot be renamed ({error.strerror}); "
+            "continue that run with --resume, or choose another --out-dir"
+        ) from error
+    print(f"{path} held an earlier run, which is now in {aside.name}", flush=True)
+    locked_folder(folder, stack)
 
 
 @contextlib.contextmanager
 def locked(folder):
-    """A context in which no other process, nor this one once more, can enter the same folder's.
+    """A context that only one process at a time can enter for a folder, and only once.
 
-    The lock is the system's, on the file .lock, which stays there and holds the owner's process id: it ends with the
-    context, or with the process, in whatever way that dies. Programs that the process starts don't inherit it; a copy
-    of the process made by os.fork alone would hold it too, as long as that lives. Where the file system has no locks,
-    it is done without one, which standard error tells.
-    Raises UserError, naming the folder and the other process, if that is in, or if the file cannot be written.
+    It holds an flock on the file .lock, which stays there and contains the owner's process id. The lock ends with the
+    context or with the process, however that dies. Programs that the process starts do not inherit it; a copy of the
+    process made by os.fork alone would hold it, too. Where the file system has no locks, it goes on without one, which
+    standard error says. Raises UserError, naming the folder and the other process, if that holds the lock, or if the
+    file cannot be written.
     """
-    path = pathlib.Path(folder) / NAME
+    path = pathlib.Path(folder) / LOCK
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
@@ -44,7 +82,7 @@ def _lock(descriptor, path):
         owner = os.read(descriptor, 20).decode("ascii", "replace").strip()
         process = f"process {owner}" if owner.isdecimal() else "another process"
         raise UserError(
-            f"{path.parent}: {process} is at work there; wait for its end, stop it, or choose another folder"
+            f"{path.parent}: {process} is at work there; wait until it ends, stop it, or choose another folder"
         ) from error
     except OSError as error:
         if error.errno not in NO_LOCKS:

@@ -11,7 +11,7 @@ import pytest
 
 from gpt2 import GPT2, GPT2Config
 from gpt2.data.dataset import write_tokens
-from tests.training.test_resume import contents
+from tests.support.runs import contents
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAYERS = ("omp", "tbb", "workqueue")
@@ -32,7 +32,7 @@ from gpt2.training import loop
 
 options, *numbers = sys.argv[1:]
 for threads in numbers:
-    loop.train(train_gpt2.parse_arguments([*options.split(), "--threads", threads, "--out-dir", "out" + threads]))
+    train_gpt2.main([*options.split(), "--threads", threads, "--out-dir", "out" + threads])
     assert numba.get_num_threads() == int(threads)
 print("layer", numba.threading_layer())
 """

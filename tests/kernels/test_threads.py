@@ -29,8 +29,7 @@ def train(n, B=3, T=101, steps=3):
     results = []
     for _ in range(steps):
         tokens, targets = random_batch(CONFIG, B, T, rng)
-        results.append(model.forward(tokens, targets, accumulate=False))
-        model.backward()
+        results.append(model.overwrite_gradients(tokens, targets))
         results += [gradient_norm(model), model.grads_flat.tobytes()]
         optimizer.step(1e-2)
     return [*results, model.params_flat.tobytes(), optimizer.m.tobytes(), optimizer.v.tobytes()]

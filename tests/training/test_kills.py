@@ -19,8 +19,8 @@ import train_gpt2
 from gpt2 import GPT2, GPT2Config, errors
 from gpt2.data.dataset import write_tokens
 from gpt2.errors import UserError
-from gpt2.training import checkpoint, loop
-from tests.training.test_resume import contents, samples
+from gpt2.training import checkpoint
+from tests.support.runs import contents, samples
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUNS, KILLS = 10, 5  # 50 kills in all
@@ -48,7 +48,7 @@ def run(arguments, saving, last_call):
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
     slow_down(saving, last_call)
-    errors.run_command(lambda: loop.train(train_gpt2.parse_arguments(arguments)))
+    errors.run_command(lambda: train_gpt2.main(arguments))
 
 
 def slow_down(saving, last_call):

@@ -1,6 +1,5 @@
 """The training loop and its two scripts, end to end on a model of a few thousand parameters."""
 
-import json
 import os
 import pathlib
 import re
@@ -18,11 +17,13 @@ from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
 from gpt2.formats.llmc import load_model
 from gpt2.machine import available_threads, set_threads
-from gpt2.training import loop, start
+from gpt2.training import metrics, setup, state
+from gpt2.training.options import FROM_SCRATCH
+from tests.support.runs import model_bytes, records, train_losses
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
-KEYS = {"step", "epoch", "train_loss", "grad_norm", "lr", "forward_ms", "backward_ms", "update_ms", "tokens_per_s"}
+KEYS = {"step", "epoch", "train_loss", "grad_norm", "lr", "gradients_ms", "update_ms", "tokens_per_s"}
 
 
 @pytest.fixture
@@ -36,21 +37,9 @@ def folder(tmp_path, monkeypatch):
     set_threads(available_threads())
 
 
-def options(*arguments):
+def train(*arguments):
     base = "--init tiny.bin --train-data train.bin --val-data val.bin -b 2 -t 8 -x 4 -l 1e-2 --sample-tokens 5"
-    return train_gpt2.parse_arguments([*base.split(), *arguments])
-
-
-def records(out="out"):
-    return [json.loads(line) for line in pathlib.Path(out, "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(out="out"):
-    return [record["train_loss"] for record in records(out) if "train_loss" in record]
-
-
-def model_bytes(out, step):
-    return pathlib.Path(out, f"model_{step:08d}.bin").read_bytes()
+    return train_gpt2.main([*base.split(), *arguments])
 
 
 def test_script_end_to_end(folder):
@@ -79,45 +68,45 @@ def test_script_end_to_end(folder):
 
 def test_same_bits_for_any_number_of_threads(folder):
     for threads in (1, 2, 3):
-        loop.train(options("--threads", str(threads), "--out-dir", f"out{threads}"))
+        train("--threads", str(threads), "--out-dir", f"out{threads}")
     for threads in (2, 3):
-        assert losses(f"out{threads}") == losses("out1")
+        assert train_losses(f"out{threads}") == train_losses("out1")
         assert model_bytes(f"out{threads}", 4) == model_bytes("out1", 4)
 
 
 def test_accumulated_batches_equal_one_large_batch(folder):
-    loop.train(options("-b", "4", "--out-dir", "large", "--grad-clip", "0.5"))
-    loop.train(options("-b", "2", "--grad-accum-steps", "2", "--out-dir", "small", "--grad-clip", "0.5"))
+    train("-b", "4", "--out-dir", "large", "--grad-clip", "0.5")
+    train("-b", "2", "--grad-accum-steps", "2", "--out-dir", "small", "--grad-clip", "0.5")
     for large, small in zip(records("large")[1:], records("small")[1:], strict=True):
         assert small["train_loss"] == pytest.approx(large["train_loss"], rel=1e-5)
         assert small["grad_norm"] == pytest.approx(large["grad_norm"], rel=1e-4)
 
 
 def test_logged_norm_is_before_clipping_and_clipping_changes_the_run(folder):
-    loop.train(options("--out-dir", "free", "--eps", "1"))  # a large eps, for AdamW forgives the gradient's scale
-    loop.train(options("--out-dir", "clipped", "--eps", "1", "--grad-clip", "1e-3"))
+    train("--out-dir", "free", "--eps", "1")  # a large eps, for AdamW forgives the gradient's scale
+    train("--out-dir", "clipped", "--eps", "1", "--grad-clip", "1e-3")
     free, clipped = records("free"), records("clipped")
     assert clipped[1]["grad_norm"] == free[1]["grad_norm"] > 1e-3
     assert clipped[-1]["val_loss"] > free[-1]["val_loss"]
 
 
 def test_overfitting_a_single_batch(folder):
-    loop.train(options("--overfit-single-batch", "-x", "60", "--val-every", "0", "--sample-every", "0"))
-    assert losses()[0] > 3 and losses()[-1] < 0.2
+    train("--overfit-single-batch", "-x", "60", "--val-every", "0", "--sample-every", "0")
+    assert train_losses()[0] > 3 and train_losses()[-1] < 0.2
 
 
 def test_zero_switches_validation_and_samples_off(folder, capsys):
-    loop.train(options("--val-every", "0", "--sample-every", "0", "--val-data", "missing.bin"))
+    train("--val-every", "0", "--sample-every", "0", "--val-data", "missing.bin")
     printed = capsys.readouterr().out
     assert "val loss" not in printed and "sample" not in printed
     assert [record["step"] for record in records()] == [1, 2, 3, 4]
 
 
 def test_validation_is_the_mean_over_the_batches_asked_for(folder):
-    model, loader = GPT2.load("tiny.bin"), loop.DataLoader("val.bin", 2, 8, 50)
+    model, loader = GPT2.load("tiny.bin"), setup.DataLoader("val.bin", 2, 8, 50)
     expected = [model.forward(*loader.next_batch()) for _ in range(loader.num_batches)]
     for count, first in ((3, 3), (0, loader.num_batches), (1000, loader.num_batches)):
-        loop.train(options("-x", "0", "--val-batches", str(count)))
+        train("-x", "0", "--val-batches", str(count))
         assert records() == [{"step": 0, "val_loss": pytest.approx(np.mean(expected[:first]), rel=1e-7)}]
 
 
@@ -126,12 +115,12 @@ def test_random_weights_and_their_recipe_stand_in_for_weights_that_cannot_be_had
         raise UnavailableError("no network")
 
     monkeypatch.setattr(pretrained, "fetch_gpt2", unavailable)
-    monkeypatch.setitem(start.PRESETS, "gpt2", CONFIG)
-    loop.train(train_gpt2.parse_arguments("--train-data train.bin --val-data val.bin -b 2 -t 8 -x 2".split()))
+    monkeypatch.setitem(setup.PRESETS, "gpt2", CONFIG)
+    train_gpt2.main("--train-data train.bin --val-data val.bin -b 2 -t 8 -x 2".split())
     printed = capsys.readouterr().out
     (paragraph,) = [line for line in printed.splitlines() if "random weights" in line]
     assert "no network" in paragraph and pretrained.FETCH_COMMAND in paragraph
-    warmup, peak = loop.FROM_SCRATCH["warmup_steps"], loop.FROM_SCRATCH["learning_rate"]
+    warmup, peak = FROM_SCRATCH["warmup_steps"], FROM_SCRATCH["learning_rate"]
     assert [record["lr"] for record in records()[1:]] == pytest.approx([peak / warmup, 2 * peak / warmup])
 
 
@@ -142,7 +131,7 @@ def test_nothing_stands_in_for_weights_that_were_asked_for(folder, monkeypatch, 
 
     monkeypatch.setattr(pretrained, "fetch", unavailable)
     with pytest.raises(UnavailableError, match="no network"):
-        loop.train(options("--init", name))
+        train("--init", name)
     assert not os.path.exists("out/metrics.jsonl")
 
 
@@ -150,18 +139,18 @@ def test_corrupt_weights_are_not_taken_for_unavailable_ones(folder):
     pathlib.Path("data").mkdir()
     pathlib.Path("data/gpt2_124M.bin").write_bytes(b"x" * 2000)
     with pytest.raises(UserError, match=r"gpt2_124M\.bin: not a model file"):
-        loop.train(options("--init", "gpt2"))
+        train("--init", "gpt2")
 
 
 def test_default_data_are_tiny_shakespeare_or_else_the_plays(folder, capsys):
     pathlib.Path("data").mkdir()
-    arguments = train_gpt2.parse_arguments("--init tiny.bin -b 2 -t 8 -x 1".split())
+    arguments = "--init tiny.bin -b 2 -t 8 -x 1".split()
     with pytest.raises(UserError, match=r"tiny_shakespeare_train.bin: no such file.*prepro_tinyshakespeare.py"):
-        loop.train(arguments)
+        train_gpt2.main(arguments)
     for name in ("shakespeare", "tiny_shakespeare"):
         shutil.copy("train.bin", f"data/{name}_train.bin")
         shutil.copy("val.bin", f"data/{name}_val.bin")
-        loop.train(arguments)
+        train_gpt2.main(arguments)
         assert ("not comparable" in capsys.readouterr().out) == (name == "shakespeare")
 
 
@@ -186,20 +175,20 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
         (["--prompt", "hello"], "--prompt needs GPT-2's vocabulary"),
     ):
         with pytest.raises(UserError) as refused:
-            loop.train(options(*arguments))
+            train(*arguments)
         assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_too_little_memory_or_disk_is_said_before_it_is_taken(folder, monkeypatch):
     monkeypatch.setattr(machine, "available_bytes", lambda: 70_000)
     with pytest.raises(UserError, match=r"not enough memory: training at --batch-size 2 --seq-len 8 needs .* 0.07 MB"):
-        loop.train(options())
+        train()
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     usage = shutil.disk_usage(folder)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"^out: 1 checkpoint, 0.07 MB of disk, would not fit: 0.00 MB are free"):
-        loop.train(options())
+        train()
     assert os.listdir("out") == [".lock"]
 
 
@@ -207,9 +196,9 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_model(folder, monkeypa
     def refuse(self):
         raise MemoryError
 
-    monkeypatch.setattr(loop.Metrics, "draw", refuse)
+    monkeypatch.setattr(metrics.Metrics, "draw", refuse)
     with pytest.raises(MemoryError):
-        loop.train(options())
+        train()
     assert load_model("out/model_00000004.bin")[0] == CONFIG
 
 
@@ -219,29 +208,30 @@ def test_a_number_that_is_not_finite_stops_the_run_and_says_where_it_came_up(fol
     model.params["fcprojw"][1].fill(1e30)
     model.save("nan.bin")
     with pytest.raises(UserError, match=r"^step 1: the loss is nan.* in residual3 of layer 1 .*batch 0: train.bin"):
-        loop.train(options("--init", "nan.bin", "--val-every", "0"))
+        train("--init", "nan.bin", "--val-every", "0")
     assert not list(pathlib.Path("out").glob("model*"))
 
 
 def broken_backward(monkeypatch, at_steps):
     """Puts a NaN into a gradient in the backward passes of those numbers, counted from 1."""
-    count, backward = [0], GPT2.backward
+    count, overwrite = [0], GPT2.overwrite_gradients
 
-    def break_sometimes(self):
-        backward(self)
+    def break_sometimes(self, *batch):
+        loss = overwrite(self, *batch)
         if self.config == CONFIG:  # not the one that compiles the kernels
             count[0] += 1
             if count[0] in at_steps:
                 self.grads["qkvb"][1, 3] = np.nan
+        return loss
 
-    monkeypatch.setattr(GPT2, "backward", break_sometimes)
+    monkeypatch.setattr(GPT2, "overwrite_gradients", break_sometimes)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(folder, monkeypatch):
-    loop.train(options("-x", "2", "--out-dir", "good"))
+    train("-x", "2", "--out-dir", "good")
     broken_backward(monkeypatch, {3})
     with pytest.raises(UserError, match=r"^step 3: .*norm nan.* the gradient of qkvb of layer 1 .* batch 2: train.bin"):
-        loop.train(options("--checkpoint-every", "1"))
+        train("--checkpoint-every", "1")
     assert model_bytes("out", 2) == model_bytes("good", 2)
     assert not pathlib.Path("out/model_00000003.bin").exists()
     assert [record["step"] for record in records()] == [0, 1, 2]
@@ -249,35 +239,35 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpo
 
 def test_updates_that_are_not_finite_are_left_out_up_to_the_number_given(folder, monkeypatch):
     broken_backward(monkeypatch, {2, 3})
-    loop.train(options("-x", "3", "--skip-nonfinite", "2", "--checkpoint-every", "1", "--keep", "9"))
+    train("-x", "3", "--skip-nonfinite", "2", "--checkpoint-every", "1", "--keep", "9")
     assert model_bytes("out", 1) == model_bytes("out", 2) == model_bytes("out", 3)
-    assert [record.get("left_out_so_far") for record in records()] == [None, None, 1, 2]
+    assert [record.get("skipped_so_far") for record in records()] == [None, None, 1, 2]
     assert [record["grad_norm"] is None for record in records()[1:]] == [False, True, True]
     broken_backward(monkeypatch, {2, 3})
     with pytest.raises(UserError, match=r"^step 3: "):
-        loop.train(options("--skip-nonfinite", "1", "--out-dir", "one"))
+        train("--skip-nonfinite", "1", "--out-dir", "one")
 
 
 def test_parameters_that_are_not_finite_are_not_saved(folder):
     with pytest.raises(UserError, match=r"^after step 1 the parameters are not finite, first wte \(row 0, column 0"):
-        loop.train(options("-l", "1e39", "-x", "1", "--val-every", "0", "--sample-every", "0"))
+        train("-l", "1e39", "-x", "1", "--val-every", "0", "--sample-every", "0")
     assert not list(pathlib.Path("out").glob("model*"))
 
 
 def test_spikes_are_left_out(folder, monkeypatch):
     scores = iter([0, 0, 0, 5, 0, 0, 5, 5])  # loss and norm of each of four steps
-    monkeypatch.setattr(loop.OutlierDetector, "update", lambda self, value: next(scores))
-    loop.train(options("--skip-spikes", "4", "--checkpoint-every", "1", "--keep", "9"))
+    monkeypatch.setattr(state.OutlierDetector, "update", lambda self, value: next(scores))
+    train("--skip-spikes", "4", "--checkpoint-every", "1", "--keep", "9")
     assert model_bytes("out", 1) == model_bytes("out", 2) != model_bytes("out", 3) == model_bytes("out", 4)
-    assert [record.get("left_out") for record in records()[1:]] == [None, "spike", None, "spike"]
+    assert [record.get("skipped") for record in records()[1:]] == [None, "spike", None, "spike"]
 
 
 def test_a_new_run_gives_way_to_none_of_an_earlier_one(folder, capsys):
-    loop.train(options())
+    train()
     before = model_bytes("out", 4)
-    loop.train(options("--init", "out", "-x", "1"))  # the run's own newest model, in the same folder
-    assert "out held an earlier run, which is in out-1 now" in capsys.readouterr().out
-    loop.train(options("-x", "1"))
+    train("--init", "out", "-x", "1")  # the run's own newest model, in the same folder
+    assert "out held an earlier run, which is now in out-1" in capsys.readouterr().out
+    train("-x", "1")
     assert model_bytes("out-1", 4) == before and len(records("out-1")) == 5
     assert pathlib.Path("out-2/model_00000001.bin").exists() and len(records()) == 2
 
@@ -286,13 +276,18 @@ def test_a_new_run_gives_way_to_none_of_an_earlier_one(folder, capsys):
     ("arguments", "status", "message"),
     [
         (["--init", "missing.bin"], 1, "error: missing.bin: No such file or directory"),
-        (["--batch-size", "0"], 2, "0 is below 1"),
-        (["--lr-schedule", "cosinus"], 2, "invalid choice: 'cosinus'"),
+        (["--batch-size", "0"], 1, "error: --batch-size 0: expected a whole number from 1 to 2147483647"),
+        (["--batch-size", "two"], 1, "error: --batch-size 'two': expected a whole number from 1 to 2147483647"),
+        (
+            ["--lr-schedule", "cosinus"],
+            1,
+            "error: --lr-schedule 'cosinus': expected one of constant, cosine, linear, wsd",
+        ),
         (["--no-such-option"], 2, "unrecognized arguments"),
-        (["--learning-rate", "nan"], 2, "nan is not in the range"),
-        (["--eps", "0"], 2, "0 is not in the range"),
-        (["--max-steps", "1" + 30 * "0"], 2, "is above 2147483647"),
-        (["--prompt", "q\udcff"], 2, "is not UTF-8"),
+        (["--resume-anyway"], 2, "--resume-anyway goes with --resume"),
+        (["--learning-rate", "nan"], 1, "error: --learning-rate nan: expected a number from 0"),
+        (["--eps", "0"], 1, "error: --eps 0.0: expected a number above 0"),
+        (["--prompt", "q\udcff"], 1, "error: --prompt 'q\\udcff': expected text in UTF-8"),
     ],
 )
 def test_exit_status_and_one_line_without_traceback(folder, arguments, status, message):
@@ -319,9 +314,9 @@ WHAT_LLMC_NEEDS = [DATA / name for name in ("gpt2_124M.bin", "tiny_shakespeare_t
 def test_llmc_trajectory_from_the_released_weights(tmp_path):
     weights, train_data, val_data = map(str, WHAT_LLMC_NEEDS)
     arguments = ["--init", weights, "--train-data", train_data, "--val-data", val_data, "-x", "4"]
-    loop.train(train_gpt2.parse_arguments([*arguments, "--sample-every", "0", "--out-dir", str(tmp_path)]))
+    train_gpt2.main([*arguments, "--sample-every", "0", "--out-dir", str(tmp_path)])
     assert records(tmp_path)[0]["val_loss"] == pytest.approx(5.3255, abs=1e-3)
-    assert losses(tmp_path) == pytest.approx([5.356, 4.301, 4.623, 4.600], abs=2e-3)
+    assert train_losses(tmp_path) == pytest.approx([5.356, 4.301, 4.623, 4.600], abs=2e-3)
 
 
 def test_an_output_folder_may_be_a_link_or_the_working_folder(folder, capsys):
@@ -329,13 +324,10 @@ def test_an_output_folder_may_be_a_link_or_the_working_folder(folder, capsys):
     pathlib.Path("link").symlink_to("large disk/real")
     pathlib.Path("large disk/real").mkdir()
     for _ in range(2):
-        loop.train(options("-x", "1", "--out-dir", "link"))
+        train("-x", "1", "--out-dir", "link")
     assert sorted(os.listdir("large disk")) == ["real", "real-1"] and os.path.islink("link")
-    assert "which is in real-1 now" in capsys.readouterr().out
-    command = options("--init", os.path.abspath("tiny.bin"), "-x", "1", "--out-dir", ".")
-    command.train_data, command.val_data = os.path.abspath("train.bin"), os.path.abspath("val.bin")
+    assert "which is now in real-1" in capsys.readouterr().out
+    init, train_data, val_data = map(os.path.abspath, ("tiny.bin", "train.bin", "val.bin"))
     os.chdir("large disk/real")
-    with pytest.raises(
-        UserError, match=r"^\.: holds an earlier run and cannot be given another name \(it is the working"
-    ):
-        loop.train(command)
+    with pytest.raises(UserError, match=r"^\.: holds an earlier run and cannot be renamed \(it is the working"):
+        train("--init", init, "--train-data", train_data, "--val-data", val_data, "-x", "1", "--out-dir", ".")

@@ -137,15 +137,15 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damaged", DAMAGED.values(), ids=DAMAGED.keys())
-def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys, damaged):
+def test_damaged_lines_are_skipped_and_counted(tmp_path, capsys, damaged):
     put(tmp_path, line(0), damaged, line(1), damaged, line(2))
     Metrics.resume(tmp_path, tmp_path, 10**6)
     assert steps(tmp_path) == [0, 1, 2]
-    assert capsys.readouterr().out == f"{tmp_path / 'metrics.jsonl'}: 2 damaged lines left out\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'metrics.jsonl'}: 2 damaged lines skipped\n"
     put(tmp_path, damaged, line(0), b"\0\0\0")
     Metrics.resume(tmp_path, tmp_path, 10**6)
     assert steps(tmp_path) == [0]
-    assert capsys.readouterr().out == f"{tmp_path / 'metrics.jsonl'}: 1 damaged line left out\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'metrics.jsonl'}: 1 damaged line skipped\n"
 
 
 def test_of_a_step_the_last_record_stays(tmp_path):

@@ -16,11 +16,11 @@ from gpt2.data.dataset import write_tokens
 from gpt2.errors import UserError
 from gpt2.formats.run import newest_model
 from gpt2.machine import available_threads, set_threads
-from gpt2.training import checkpoint, loop
+from gpt2.training import checkpoint
 from gpt2.training import resume as resuming
+from tests.support.runs import contents, samples, val_losses
 
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
-TIMES = {"forward_ms", "backward_ms", "update_ms", "tokens_per_s"}
 # An epoch is 8 batches: 12 steps of 3 end in the fifth, in the middle of an accumulation.
 COMMON = (
     "--init tiny.bin --train-data train-*.bin --val-data val.bin -b 2 -t 8 -l 1e-2 --grad-accum-steps 3 --shuffle "
@@ -55,11 +55,11 @@ def folder(runs, tmp_path, monkeypatch):
 
 
 def train(*arguments):
-    return loop.train(train_gpt2.parse_arguments([*COMMON.split(), *arguments]))
+    return train_gpt2.main([*COMMON.split(), *arguments])
 
 
 def resume(*arguments):
-    return loop.train(train_gpt2.parse_arguments(["--resume", *arguments]))
+    return train_gpt2.main(["--resume", *arguments])
 
 
 def back_to(step, out="parts"):
@@ -69,31 +69,13 @@ def back_to(step, out="parts"):
         pathlib.Path(out, f"model_{later:08d}.bin").unlink()
 
 
-def contents(out, step=12):
-    """Everything of a run that does not depend on the clock: parameters, moments, losses."""
-    found = checkpoint.find(out, report=str)
-    assert found.step == step
-    lines = pathlib.Path(out, "metrics.jsonl").read_text().splitlines()
-    records = [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
-    moments = found.state.read_bytes()[-2 * GPT2.load(found.model).params_flat.nbytes - 32 : -32]
-    return found.model.read_bytes(), moments, records, found.progress["outliers"]
-
-
-def samples(printed):
-    return re.findall(r"--- sample ---\n(.*)\n---", printed)
-
-
-def val_losses(printed):
-    return re.findall(r"^val loss .*$", printed, re.MULTILINE)
-
-
 @pytest.mark.parametrize("step", range(1, 12))
 def test_a_resumed_run_is_the_run_it_would_have_been(folder, capsys, step):
     back_to(step)
     assert resume("parts", "--threads", "1") is None
     whole, resumed = pathlib.Path("printed").read_text(), capsys.readouterr().out
     assert f"parts after step {step}\n" in resumed
-    assert contents("parts") == contents("whole")
+    assert contents("parts", 12) == contents("whole", 12)
     assert samples(resumed) == samples(whole)[step // 3 :] and len(samples(whole)) == 4
     assert val_losses(resumed) == val_losses(whole)[1 + step // 5 :] and len(val_losses(whole)) == 4
 
@@ -133,8 +115,8 @@ def test_what_may_not_differ_is_refused_by_name_unless_it_is_to_go_on_anyway(fol
 
 def test_the_same_options_given_again_are_no_difference(folder):
     back_to(7)
-    loop.train(train_gpt2.parse_arguments([*COMMON.split(), "--resume", "parts"]))
-    assert contents("parts") == contents("whole")
+    train_gpt2.main([*COMMON.split(), "--resume", "parts"])
+    assert contents("parts", 12) == contents("whole", 12)
 
 
 def test_changed_and_vanished_data_are_noticed(folder):
@@ -154,7 +136,7 @@ def test_data_may_be_moved(folder):
     for name in ("train-1.bin", "train-2.bin", "val.bin"):
         shutil.move(name, f"moved/{name}")
     resume("parts", "--train-data", "moved/train-*.bin", "--val-data", "moved/val.bin")
-    assert contents("parts") == contents("whole")
+    assert contents("parts", 12) == contents("whole", 12)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_none_is_an_error(folder, capsys):
@@ -163,7 +145,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_is_an_error(folder, capsys
     resume("parts")
     printed = capsys.readouterr().out
     assert "state_00000012.bin" in printed and "parts after step 11\n" in printed
-    assert contents("parts") == contents("whole")
+    assert contents("parts", 12) == contents("whole", 12)
     for path in pathlib.Path("parts").glob("state*"):
         path.unlink()
     with pytest.raises(UserError, match=r"^parts: no whole checkpoint"):
@@ -175,7 +157,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_is_an_error(folder, capsys
 
 @pytest.mark.parametrize("anyway", [[], ["--resume-anyway"]])
 def test_another_model_is_never_taken(folder, anyway):
-    with pytest.raises(UserError, match=r"^parts: --init scratch: a run that goes on does so with its own model"):
+    with pytest.raises(UserError, match=r"^parts: --init scratch: a resumed run continues with its own model"):
         resume("parts", "--init", "scratch", *anyway)
 
 
@@ -191,8 +173,8 @@ def test_what_changes_the_last_digits_or_the_learning_rate_is_said(folder, monke
     monkeypatch.setattr(resuming, "VECTOR_BYTES", 7)
     resume("parts", "-x", "9")
     printed = capsys.readouterr().out
-    assert re.search(r"\(the last digits may come out otherwise .*: bytes of a vector \d+ -> 7\)", printed)
-    assert "the learning rate goes on as if the run had been one of 9 steps" in printed
+    assert re.search(r"\(low-order digits may differ .*: bytes of a vector \d+ -> 7\)", printed)
+    assert "the learning rate continues as if the run had been one of 9 steps" in printed
 
 
 def test_room_is_asked_for_what_is_still_to_be_saved(folder, monkeypatch, capsys):
@@ -210,12 +192,12 @@ def test_room_is_asked_for_what_is_still_to_be_saved(folder, monkeypatch, capsys
 def test_updates_left_out_before_do_not_end_a_run_that_tolerates_fewer(folder, monkeypatch):
     back_to(8)
     found = checkpoint.find("parts", report=str)
-    found.progress["left_out"]["nonfinite"] = 3
+    found.progress["skipped"]["nonfinite"] = 3
     monkeypatch.setattr(checkpoint, "find", lambda folder: found)
     resume("parts", "--skip-nonfinite", "1")
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    assert checkpoint.find("parts").progress["left_out"] == {"nonfinite": 3, "spike": 0}
+    assert checkpoint.find("parts").progress["skipped"] == {"nonfinite": 3, "spike": 0}
 
 
 def test_a_save_that_was_interrupted_is_brought_to_its_end_even_if_no_step_is_left(folder):
@@ -229,7 +211,7 @@ def test_a_save_that_was_interrupted_is_brought_to_its_end_even_if_no_step_is_le
 def test_a_folder_that_holds_the_run_to_go_on_with_is_refused(folder):
     pathlib.Path("large").mkdir()
     shutil.move("parts", "large/parts")
-    with pytest.raises(UserError, match=r"^--out-dir large: the run to go on with lies in it"):
+    with pytest.raises(UserError, match=r"^--out-dir large: contains the run to resume"):
         resume("large/parts", "--out-dir", "large")
 
 
@@ -240,14 +222,14 @@ def test_a_folder_that_holds_the_run_to_go_on_with_is_refused(folder):
         lambda progress: progress["options"].update(no_such_option=1),
         lambda progress: progress["options"].update(batch_size="two"),
         lambda progress: progress["options"].update(grad_accum_steps=0),
-        lambda progress: progress["options"].update(learning_rate=float("nan")),
+        lambda progress: progress["resolved"].update(learning_rate=float("nan")),
         lambda progress: progress["options"].update(lr_schedule="foo"),
         lambda progress: progress["options"].update(max_steps=10**40),
         lambda progress: progress["options"].update(prompt="\ud800"),
         lambda progress: progress.pop("outliers"),
         lambda progress: progress["outliers"].update(train_loss=[1]),
-        lambda progress: progress.update(left_out={}),
-        lambda progress: progress["left_out"].update(spike=float("inf")),
+        lambda progress: progress.update(skipped={}),
+        lambda progress: progress["skipped"].update(spike=float("inf")),
         lambda progress: progress.update(train_loss="a\nb"),
     ],
 )
@@ -257,7 +239,7 @@ def test_a_whole_checkpoint_of_another_version_is_refused(folder, monkeypatch, c
     change(found.progress)
     monkeypatch.setattr(checkpoint, "find", lambda folder: found)
     with pytest.raises(
-        UserError, match=r"^parts/state_00000002.bin: not what this version of the trainer saves; go on"
+        UserError, match=r"^parts/state_00000002.bin: not what this version of the trainer saves; resume"
     ):
         resume("parts")
 

@@ -61,7 +61,9 @@ def test_the_second_process_is_refused_until_the_first_ends(tmp_path, owner):
     first = owner(tmp_path)
     assert first.stdout.readline() == "locked\n"
     second = owner(tmp_path)
-    refusal = f"{tmp_path}: process {first.pid} is at work there; wait for its end, stop it, or choose another folder\n"
+    refusal = (
+        f"{tmp_path}: process {first.pid} is at work there; wait until it ends, stop it, or choose another folder\n"
+    )
     assert second.communicate(timeout=20) == (refusal, "")
     with pytest.raises(UserError, match=f"process {first.pid} is at work"), locked(tmp_path):
         pytest.fail("two owners")

@@ -23,17 +23,17 @@ PROGRAM = """
 import sys
 import psutil
 import train_gpt2
-from gpt2.training import loop
+from gpt2.training.metrics import Metrics
 
-process, write = psutil.Process(), loop.Metrics.write
+process, write = psutil.Process(), Metrics.write
 
 def write_and_count(self, record):
     write(self, record)
     if record["step"] % 100 == 0:
         print(record["step"], process.memory_info().rss, process.num_fds(), file=sys.stderr)
 
-loop.Metrics.write = write_and_count
-sys.exit(loop.train(train_gpt2.parse_arguments()))
+Metrics.write = write_and_count
+sys.exit(train_gpt2.main())
 """
 
 

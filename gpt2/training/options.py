@@ -1,0 +1,288 @@
+"""The options of a training run, each declared once: default, check, help, and whether a resumed run may change it."""
+
+import argparse
+import dataclasses
+import math
+import typing
+
+from gpt2.errors import UserError, quoted
+from gpt2.machine import available_threads
+from gpt2.optimizer import SCHEDULES
+
+# What a resumed run may do with an option: nothing, as it would be another run; anything; name other files of the same
+# contents. An option of the process is not part of the run.
+FIXED, FREE, CONTENTS, PROCESS = "fixed", "free", "contents", "process"
+
+
+class Kind(typing.NamedTuple):
+    """A set of values. convert: from the command line's text; it may fail with ValueError. expected: for messages."""
+
+    convert: typing.Callable
+    contains: typing.Callable
+    expected: str
+
+
+def whole(lowest, highest=2**31 - 1):
+    expected = f"a whole number from {lowest} to {highest}"
+    return Kind(int, lambda value: type(value) is int and lowest <= value <= highest, expected)
+
+
+def real(lowest, below=math.inf, above=None, expected=None):
+    """Numbers from `lowest`, or only those above `above`, that are less than `below`."""
+
+    def contains(value):
+        return type(value) in (int, float) and lowest <= value < below and value != above
+
+    return Kind(float, contains, expected or f"a number from {lowest} up")
+
+
+def _is_text(value):
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+TEXT = Kind(str, _is_text, "text in UTF-8")
+PATH = Kind(str, lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a path")
+FRACTION = Kind(float, lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1")
+DECAY = real(0, below=1, expected="a number from 0, below 1")
+SWITCH = Kind(bool, lambda value: isinstance(value, bool), "True or False")
+SCHEDULE = Kind(str, lambda value: value in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+PATHS = Kind(
+    str,
+    lambda value: isinstance(value, tuple) and value and all(map(PATH.contains, value)),
+    "a path or glob, or several of them",
+)
+
+
+def _option(group, default, kind, help_text, metavar=None, short=None, on_resume=FIXED, shown_default=None):
+    details = {"group": group, "kind": kind, "help": help_text, "metavar": metavar, "short": short}
+    details |= {"on_resume": on_resume, "shown_default": shown_default}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=details)
+    return dataclasses.field(default=default, metadata=details)
+
+
+# What options leave open by default, since it depends on whether the weights were trained before. For trained ones:
+# llm.c's. For random ones: of the rates tried from 3e-4 to 2e-3, the higher ones sent the validation loss up on the way
+# through 40 steps of the default batch; unclipped, the norm of a gradient could be above 300.
+FINE_TUNING = {"learning_rate": 1e-4, "warmup_steps": 0, "grad_clip": 0.0}
+FROM_SCRATCH = {"learning_rate": 3e-4, "warmup_steps": 10, "grad_clip": 1.0}
+
+_DATA, _BATCH, _OPTIMIZER = "model and data", "batches and steps", "optimizer"
+_SHOWN, _RUN = "validation and samples", "the run"
+
+
+def _recipe_default(name):
+    return f"{FINE_TUNING[name]:g}, {FROM_SCRATCH[name]:g} from random weights"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """What a run is asked to do. Raises UserError for a value that an option does not take.
+
+    None leaves the choice to the run, which keeps what it chose in a `Resolved`. `python train_gpt2.py --help`
+    describes all options.
+    """
+
+    init: str = _option(
+        _DATA,
+        "gpt2",
+        PATH,
+        "start from released weights (gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or OWNER/NAME on the Hugging "
+        "Face hub), a model file, the folder of a run, a Hugging Face folder, or random weights",
+        "NAME|FILE.bin|DIR|scratch",
+    )
+    train_data: tuple[str, ...] | None = _option(
+        _DATA,
+        None,
+        PATHS,
+        "token files or globs",
+        "FILE",
+        on_resume=CONTENTS,
+        shown_default="what prepro_tinyshakespeare.py made",
+    )
+    val_data: tuple[str, ...] | None = _option(
+        _DATA, None, PATHS, "the same for validation", "FILE", on_resume=CONTENTS, shown_default="likewise"
+    )
+    shuffle: bool = _option(_DATA, False, SWITCH, "read the training data in another order each epoch, drawn by --seed")
+
+    batch_size: int = _option(_BATCH, 4, whole(1), "sequences in a batch", "B", "-b")
+    seq_len: int = _option(_BATCH, 64, whole(1), "tokens in a sequence", "T", "-t")
+    grad_accum_steps: int = _option(_BATCH, 1, whole(1), "micro-batches whose gradients make one update", "N")
+    max_steps: int = _option(_BATCH, 40, whole(0), "updates", "N", "-x", on_resume=FREE)
+    overfit_single_batch: bool = _option(_BATCH, False, SWITCH, "train on the first batch only, to see it memorised")
+
+    learning_rate: float | None = _option(
+        _OPTIMIZER, None, real(0), "the peak", "LR", "-l", shown_default=_recipe_default("learning_rate")
+    )
+    lr_schedule: str = _option(
+        _OPTIMIZER,
+        "constant",
+        SCHEDULE,
+        f"how it falls after the warm-up: {', '.join(SCHEDULES)} (stable, then linear over the last fifth of the run)",
+        "NAME",
+    )
+    warmup_steps: int | None = _option(
+        _OPTIMIZER,
+        None,
+        whole(0),
+        "steps in which it climbs linearly to the peak, 0: off",
+        "N",
+        shown_default=_recipe_default("warmup_steps"),
+    )
+    final_lr_fraction: float = _option(
+        _OPTIMIZER, 0.0, FRACTION, "final learning rate as a fraction of the peak; no effect on constant", "F"
+    )
+    beta1: float = _option(_OPTIMIZER, 0.9, DECAY, "AdamW's decay of the first moment", "BETA1")
+    beta2: float = _option(_OPTIMIZER, 0.999, DECAY, "AdamW's decay of the second moment", "BETA2")
+    eps: float = _option(
+        _OPTIMIZER,
+        1e-8,
+        real(0, above=0, expected="a number above 0"),
+        "AdamW's guard against division by zero",
+        "EPS",
+    )
+    weight_decay: float = _option(_OPTIMIZER, 0.0, real(0), "on matrices and embeddings only", "W")
+    grad_clip: float | None = _option(
+        _OPTIMIZER, None, real(0), "largest gradient norm, 0: off", "NORM", shown_default=_recipe_default("grad_clip")
+    )
+    skip_nonfinite: int = _option(
+        _OPTIMIZER,
+        0,
+        whole(0),
+        "skip up to N updates whose loss or gradient is not finite, instead of ending the run",
+        "N",
+        on_resume=FREE,
+    )
+    skip_spikes: float = _option(
+        _OPTIMIZER,
+        0.0,
+        real(0),
+        "skip updates whose loss or gradient norm lies more than Z standard deviations above the mean of the last 128 "
+        "(at most 11.3 are possible), 0: off",
+        "Z",
+        on_resume=FREE,
+    )
+
+    val_every: int = _option(_SHOWN, 10, whole(0), "steps between validations, 0: never", "N", on_resume=FREE)
+    val_batches: int = _option(_SHOWN, 5, whole(0), "batches of a validation, 0: the whole split", "N", on_resume=FREE)
+    sample_every: int = _option(_SHOWN, 20, whole(0), "steps between samples of text, 0: never", "N", on_resume=FREE)
+    sample_tokens: int = _option(_SHOWN, 64, whole(1), "tokens in a sample", "N", on_resume=FREE)
+    prompt: str = _option(
+        _SHOWN,
+        "",
+        TEXT,
+        "what a sample continues",
+        "TEXT",
+        on_resume=FREE,
+        shown_default="none, a sample begins a new document",
+    )
+
+    out_dir: str = _option(
+        _RUN, "out", PATH, "where checkpoints, metrics.jsonl and loss.png go", "DIR", on_resume=PROCESS
+    )
+    checkpoint_every: int = _option(
+        _RUN, 200, whole(0), "steps between checkpoints, 0: only at the end", "N", on_resume=FREE
+    )
+    keep: int = _option(_RUN, 2, whole(1), "checkpoints that stay, the newest ones", "N", on_resume=FREE)
+    seed: int = _option(_RUN, 1337, whole(0), "of random weights, samples and --shuffle", "N")
+    threads: int = _option(
+        _RUN, available_threads, whole(-(2**31)), "the result does not depend on it", "N", on_resume=PROCESS
+    )
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), field.metadata["kind"]
+            if kind is PATHS and isinstance(value, str | list):
+                value = (value,) if isinstance(value, str) else tuple(value)
+                object.__setattr__(self, field.name, value)
+            if not (kind.contains(value) or (value is None and field.default is None)):
+                raise UserError(f"{flag(field.name)} {quoted(value)}: expected {kind.expected}")
+
+    @classmethod
+    def from_saved(cls, saved):
+        """Returns the options that a checkpoint holds. Raises UserError, TypeError or ValueError for what are none."""
+        return cls(**saved)
+
+    def to_save(self):
+        """Returns what a checkpoint keeps, a dict for JSON: all but the options of this process."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if on_resume(name) != PROCESS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """What a run settled on where its options leave a choice: files of tokens, and the three of FINE_TUNING."""
+
+    train_data: tuple[str, ...]
+    val_data: tuple[str, ...] | None  # None: the run never validated
+    learning_rate: float
+    warmup_steps: int
+    grad_clip: float
+
+    @classmethod
+    def from_saved(cls, progress):
+        """Returns that of a checkpoint's run. Raises KeyError, TypeError or UserError if there is none.
+
+        The first form of checkpoints had it among the options.
+        """
+        source = progress["resolved"] if "resolved" in progress else progress["options"]
+        values = {field.name: source[field.name] for field in dataclasses.fields(cls)}
+        checked = TrainOptions(**values)
+        resolved = cls(**{name: getattr(checked, name) for name in values})
+        if None in (resolved.train_data, resolved.learning_rate, resolved.warmup_steps, resolved.grad_clip):
+            raise UserError("a choice that was never made")
+        return resolved
+
+
+def flag(name):
+    """The command-line form of an option's name."""
+    return f"--{name.replace('_', '-')}"
+
+
+def on_resume(name):
+    """FIXED, FREE, CONTENTS or PROCESS."""
+    return _FIELDS[name].metadata["on_resume"]
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(TrainOptions)}
+
+
+def add_arguments(parser):
+    """Adds an argument for each option to an argparse.ArgumentParser, of which only those given leave a value.
+
+    Values are checked by TrainOptions: what cannot be converted arrives there as text.
+    """
+    groups = {}
+    for name, field in _FIELDS.items():
+        details = field.metadata
+        if details["group"] not in groups:
+            groups[details["group"]] = parser.add_argument_group(details["group"])
+        names = [flag(name), details["short"]] if details["short"] else [flag(name)]
+        kind = details["kind"]
+        if kind is SWITCH:
+            groups[details["group"]].add_argument(
+                *names, action="store_true", help=details["help"], default=argparse.SUPPRESS
+            )
+            continue
+        default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+        shown = details["shown_default"] or default
+        groups[details["group"]].add_argument(
+            *names,
+            type=_lenient(kind.convert),
+            nargs="+" if kind is PATHS else None,
+            metavar=details["metavar"],
+            help=f"{details['help']} (default: {shown})".replace("%", "%%"),
+            default=argparse.SUPPRESS,
+        )
+
+
+def _lenient(convert):
+    def converted(text):
+        try:
+            return convert(text)
+        except ValueError:
+            return text
+
+    return converted

@@ -1,0 +1,52 @@
+"""What a run prints about itself."""
+
+import datetime
+import resource
+import sys
+import time
+
+
+def describe(options, state, val_loader):
+    """Prints the model's sizes, the data and the options that matter most."""
+    config, resolved = state.model.config, state.resolved
+    print(f"[GPT-2] maxT {config.maxT} | V {config.V} | Vp {config.Vp} | L {config.L} | NH {config.NH} | C {config.C}")
+    print(f"number of parameters: {config.num_parameters:,}")
+    for name, tensor in state.model.params.items():
+        print(f"  {name:9s}{tensor.size:>12,}  {tensor.shape}")
+    for name, loader in (("training", state.loader), ("validation", val_loader)):
+        if loader:
+            print(f"[data] {loader.num_tokens:,} tokens, {loader.num_batches:,} {name} batches an epoch")
+    clip = f"clip {resolved.grad_clip:g}" if resolved.grad_clip else "no clipping"
+    print(
+        f"[run] B {options.batch_size} | T {options.seq_len} | accumulation {options.grad_accum_steps} | "
+        f"{options.max_steps} steps | lr {resolved.learning_rate:g} {options.lr_schedule}, "
+        f"warm-up {resolved.warmup_steps}, {clip} | seed {options.seed} | threads {options.threads}",
+        flush=True,
+    )
+
+
+class StepLines:
+    """Prints a line for each step."""
+
+    def __init__(self, first_step, max_steps):
+        """first_step: steps that were taken before."""
+        self._first_step, self._max_steps, self._started = first_step, max_steps, time.perf_counter()
+
+    def show(self, record):
+        line = (
+            "step {step:{width}d}/{max_steps} | train loss {train_loss:.6f} | norm {grad_norm:.4f} | lr {lr:.2e} | "
+            "gradients {gradients_ms:.0f} ms | update {update_ms:.0f} ms | {tokens_per_s:.0f} tok/s"
+        ).format(width=len(str(self._max_steps)), max_steps=self._max_steps, **record)
+        if "skipped" in record:
+            line += " | skipped: {skipped}, number {skipped_so_far}".format(**record)
+        print(f"{line} | {self._time_left(record['step'])} left", flush=True)
+
+    def _time_left(self, step):
+        seconds = (time.perf_counter() - self._started) / (step - self._first_step)
+        return datetime.timedelta(seconds=round(seconds * (self._max_steps - step)))
+
+
+def peak_bytes():
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,164 @@
+"""How a run starts or resumes: checks that there is room, then data, model, state."""
+
+import dataclasses
+import math
+import pathlib
+import time
+
+from gpt2.config import PRESETS
+from gpt2.data.dataloader import DataLoader
+from gpt2.errors import UnavailableError, UserError
+from gpt2.formats import pretrained
+from gpt2.formats.run import steps
+from gpt2.kernels.adamw import sum_of_squares
+from gpt2.model import GPT2
+from gpt2.training import checkpoint, resume
+from gpt2.training.budget import checkpoint_bytes, require_disk, require_memory
+from gpt2.training.health import first_nonfinite
+from gpt2.training.metrics import Metrics
+from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, Resolved
+from gpt2.training.samples import Sampler
+from gpt2.training.state import TrainState
+
+DATA = pathlib.Path("data")
+
+
+@dataclasses.dataclass
+class Run:
+    """A run that is ready for its next step.
+
+    found: the checkpoint it was resumed from, or None. in_place: whether that lies in the run's own folder. saved: the
+    newest step with a checkpoint in the folder, or None. metrics: None until `open_metrics`.
+    """
+
+    options: object
+    folder: pathlib.Path
+    state: TrainState
+    val_loader: DataLoader | None
+    found: checkpoint.Checkpoint | None = None
+    in_place: bool = False
+    saved: int | None = None
+    sampler: Sampler | None = None
+    metrics: Metrics | None = None
+
+    def open_metrics(self):
+        """Starts the metrics, or continues those of the run resumed from."""
+        if self.found:
+            self.metrics = Metrics.resume(self.found.folder, self.folder, self.state.step)
+        else:
+            self.metrics = Metrics(self.folder)
+
+    def save(self):
+        """Saves a checkpoint, unless there is one of this step. Raises UserError if the parameters are not finite."""
+        state, start = self.state, time.perf_counter()
+        if self.saved == state.step:
+            return
+        if not math.isfinite(sum_of_squares(state.model.params_flat)):
+            raise UserError(
+                f"after step {state.step} the parameters are not finite, first {first_nonfinite(state.model)}; "
+                "that was not saved: try a lower --learning-rate"
+            )
+        self.metrics.sync()
+        description = resume.run_description(self.options, state.loader, self.val_loader, self.found)
+        progress = state.to_dict() | description
+        written = checkpoint.save(self.folder, state.model, state.optimizer, progress, self.options.keep)
+        self.saved = state.step
+        print(f"saved {written.model} and {written.state.name} in {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def start_run(options, folder, make_optimizer):
+    """Returns the Run that TrainOptions ask for, in a locked folder. Raises UserError."""
+    config = PRESETS["gpt2"] if options.init == "scratch" else pretrained.load_config(options.init)
+    train_data = options.train_data or default_data("train")
+    val_data = options.val_data or (default_data("val") if options.val_every else None)
+    _require_room(options, config, folder)
+    loaders = _open_data(options, config, train_data, val_data)
+    model, is_pretrained = _initial_model(options)
+    choices = FINE_TUNING if is_pretrained else FROM_SCRATCH
+    given = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
+    resolved = Resolved(train_data, val_data, **choices | given)
+    return _make_run(options, folder, model, loaders, resolved, make_optimizer)
+
+
+def resume_run(found, options, resolved, anyway, folder, make_optimizer):
+    """Returns the Run that continues a checkpoint.Checkpoint in a locked folder.
+
+    options, resolved: from resume.resumed_options. anyway: accept other data. Raises UserError.
+    """
+    in_place = folder.samefile(found.folder)
+    val_data = resolved.val_data or (default_data("val") if options.val_every else None)
+    resolved = dataclasses.replace(resolved, val_data=val_data)
+    config = pretrained.load_config(found.model)
+    _require_room(options, config, folder, found.step, len(steps(folder)) if in_place else 0)
+    loaders = _open_data(options, config, resolved.train_data, val_data)
+    run = _make_run(options, folder, GPT2.load(found.model), loaders, resolved, make_optimizer)
+    run.found, run.in_place, run.saved = found, in_place, found.step if in_place else None
+    resume.check_data(found, *loaders, anyway)
+    resume.restore_position(found, run.state.loader, anyway)
+    try:
+        run.state.restore(found)
+    except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:
+        raise resume.incompatible_checkpoint(found) from error
+    print(f"[resume] {found.folder} after step {found.step}{resume.changed_versions(found)}", flush=True)
+    return run
+
+
+def default_data(split):
+    """The token files of TinyShakespeare, or those of the plays that stand in for it. Raises UserError."""
+    tiny, plays = (DATA / f"{name}_{split}.bin" for name in ("tiny_shakespeare", "shakespeare"))
+    if tiny.exists():
+        return (str(tiny),)
+    if not plays.exists():
+        raise UserError(
+            f"{tiny}: no such file; make it with: python prepro_tinyshakespeare.py, or name another with --{split}-data"
+        )
+    print(f"{tiny} is not there, {plays} (the complete plays) stands in for it: losses are not comparable")
+    return (str(plays),)
+
+
+def _make_run(options, folder, model, loaders, resolved, make_optimizer):
+    train_loader, val_loader = loaders
+    optimizer = make_optimizer(model, options.beta1, options.beta2, options.eps, options.weight_decay)
+    run = Run(options, folder, TrainState(model, optimizer, train_loader, resolved), val_loader)
+    if options.sample_every:
+        run.sampler = Sampler(model, options.sample_tokens, options.prompt, options.seed)
+    return run
+
+
+def _require_room(options, config, folder, step=0, present=0):
+    """Raises UserError if there is too little memory or disk. present: checkpoints in the folder, to be replaced."""
+    if config.maxT < options.seq_len:
+        raise UserError(f"--seq-len {options.seq_len}: the model's positions end at {config.maxT}")
+    # A prompt has at most as many tokens as bytes.
+    sample_length = min(config.maxT, max(1, len(options.prompt.encode())) + options.sample_tokens)
+    require_memory(config, options.batch_size, options.seq_len, sample_length if options.sample_every else 0)
+    left = max(0, options.max_steps - step)
+    saves = -(-left // options.checkpoint_every) if options.checkpoint_every else 1
+    # Old checkpoints go only after the new one is complete.
+    at_once = max(1, present, min(present + saves, options.keep + 1))
+    require_disk(config, folder, at_once, present * checkpoint_bytes(config))
+
+
+def _open_data(options, config, train_data, val_data):
+    """Returns the loaders of both splits, that of the validation None if there is none."""
+    B, T = options.batch_size, options.seq_len
+    train_loader = DataLoader(train_data, B, T, config.V, options.seed if options.shuffle else None)
+    return train_loader, DataLoader(val_data, B, T, config.V) if options.val_every else None
+
+
+def _initial_model(options):
+    """Returns the model that --init names, and whether its weights were trained before."""
+    if options.init == "scratch":
+        return GPT2(PRESETS["gpt2"], options.seed), False
+    try:
+        return GPT2.from_pretrained(options.init, DATA), True
+    except UnavailableError as error:
+        if options.init != "gpt2":
+            raise
+        print(
+            f"GPT-2's released weights cannot be had: {error}. The run starts from random weights instead: "
+            "expect a loss of 11 at first and no sensible text. Once the network is there, this command fetches them, "
+            f"and the next run starts from them: {pretrained.FETCH_COMMAND}",
+            flush=True,
+        )
+        return GPT2(PRESETS["gpt2"], options.seed), False

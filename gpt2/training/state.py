@@ -1,0 +1,69 @@
+"""What the next steps of a run depend on besides its options, and so what a checkpoint holds."""
+
+import dataclasses
+import math
+
+from gpt2.errors import UserError
+from gpt2.training.health import OutlierDetector
+
+
+class TrainState:
+    """A run between two steps.
+
+    Attributes: `model`, `optimizer`; `loader`, whose position is that of the next batch; `resolved`, what the options
+    left open (options.Resolved); `step`, steps taken; `record` of the last one, a dict, as metrics.jsonl gets it;
+    `losses`, the last finite "train_loss" and "val_loss"; `skipped`, updates skipped by reason; `outliers`, an
+    OutlierDetector each for losses and gradient norms.
+    """
+
+    def __init__(self, model, optimizer, loader, resolved):
+        self.model, self.optimizer, self.loader, self.resolved = model, optimizer, loader, resolved
+        self.step, self.record = 0, {"step": 0}
+        self.losses = {}
+        self.skipped = {"nonfinite": 0, "spike": 0}
+        self.outliers = {"train_loss": OutlierDetector(), "grad_norm": OutlierDetector()}
+
+    def finish_step(self, record):
+        """Counts a step as taken; record: its dict, with "step" and "train_loss"."""
+        self.step, self.record = record["step"], record
+        self.note_loss("train_loss", record["train_loss"])
+
+    def note_loss(self, name, loss):
+        if math.isfinite(loss):
+            self.losses[name] = loss
+
+    def to_dict(self):
+        """Returns all but the arrays as a dict for JSON; parameters and moments are files' own (checkpoint.save)."""
+        return {
+            "step": self.step,
+            **self.losses,
+            "record": finite(self.record),
+            "skipped": self.skipped,
+            "outliers": {name: detector.state for name, detector in self.outliers.items()},
+            "position": self.loader.position,
+            "resolved": dataclasses.asdict(self.resolved),
+        }
+
+    def restore(self, found):
+        """Makes this the state that a checkpoint.Checkpoint holds, but for the parameters and the data's position.
+
+        Raises UserError, KeyError, TypeError, ValueError or OverflowError if that lacks something or is malformed.
+        """
+        saved = found.progress
+        skipped = saved["skipped"] if "skipped" in saved else saved["left_out"]  # what it was called first
+        self.skipped = {name: int(skipped[name]) for name in self.skipped}
+        for name, detector in self.outliers.items():
+            detector.state = saved["outliers"][name]
+        self.losses = {name: float(saved[name]) for name in ("train_loss", "val_loss") if name in saved}
+        found.load_moments(self.optimizer)
+        self.step = found.step
+        self.record = saved.get("record", {"step": found.step})
+        if not isinstance(self.record, dict) or self.record.get("step") != found.step:
+            raise UserError(f"the record saved with step {found.step} is not of that step")
+
+
+def finite(record):
+    """Returns a record with None for numbers that JSON does not have: NaN and the infinities."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }

@@ -1,0 +1,95 @@
+"""One step of training: micro-batches, then an update of the parameters, or a reason to skip it."""
+
+import math
+import time
+
+from gpt2.errors import UserError
+from gpt2.optimizer import clip_scale, gradient_norm, learning_rate
+from gpt2.training.health import first_nonfinite, first_nonfinite_gradient
+
+
+def train_step(state, options):
+    """Takes the next step of a TrainState; returns its record, a dict for metrics.jsonl.
+
+    Raises UserError if a loss or gradient is not finite and options.skip_nonfinite does not cover it; then the state's
+    parameters may be lost.
+    """
+    step, resolved = state.step + 1, state.resolved
+    lr = learning_rate(
+        state.step,
+        options.lr_schedule,
+        resolved.learning_rate,
+        resolved.warmup_steps,
+        options.max_steps,
+        options.final_lr_fraction,
+    )
+    epoch = state.loader.epoch
+    start = time.perf_counter()
+    loss, where = _gradients(state, options)
+    middle = time.perf_counter()
+    norm, skipped = _update(state, options, loss, lr)
+    end = time.perf_counter()
+    record = {
+        "step": step,
+        "epoch": epoch,
+        "train_loss": loss,
+        "grad_norm": norm,
+        "lr": lr,
+        "gradients_ms": 1e3 * (middle - start),
+        "update_ms": 1e3 * (end - middle),
+        "tokens_per_s": options.batch_size * options.seq_len * options.grad_accum_steps / (end - start),
+    }
+    if skipped:
+        state.skipped[skipped] += 1
+        record |= {"skipped": skipped, "skipped_so_far": state.skipped[skipped]}
+        if skipped == "nonfinite" and state.skipped[skipped] > options.skip_nonfinite:
+            raise UserError(
+                f"step {step}: the loss is {loss}, the gradient's norm {norm}; the first number that is not finite is "
+                f"in {where()}; nothing of this step was saved: try a lower --learning-rate, or --skip-nonfinite"
+            )
+    state.finish_step(record)
+    return record
+
+
+def _gradients(state, options):
+    """Computes the gradients of the step's micro-batches, summed up.
+
+    Returns (mean loss, a function that says where the first number that is not finite came up).
+    """
+    model, loader, count = state.model, state.loader, options.grad_accum_steps
+    loss, tensor, batch = 0.0, None, loader.position
+    for micro_step in range(count):
+        if options.overfit_single_batch:
+            loader.reset()
+        position = loader.position
+        tokens, targets = loader.next_batch()
+        compute = model.add_gradients if micro_step else model.overwrite_gradients
+        batch_loss = compute(tokens, targets)
+        if not (math.isfinite(batch_loss) or tensor):
+            tensor, batch = first_nonfinite(model), position
+        loss += batch_loss / count
+
+    def where():
+        others = f" (or the {count - 1} after it)" if count > 1 and not tensor else ""
+        return f"{tensor or first_nonfinite_gradient(model)}; batch: {loader.where(batch)}{others}"
+
+    return loss, where
+
+
+def _update(state, options, loss, lr):
+    """Updates the parameters, unless there is a reason not to.
+
+    Returns (the gradient's norm, None or the reason: "nonfinite" or "spike").
+    """
+    optimizer, clip, scale = state.optimizer, state.resolved.grad_clip, 1 / options.grad_accum_steps
+    if math.isfinite(loss) and not (clip or options.skip_nonfinite or options.skip_spikes):
+        # The norm is a by-product of the update's own pass over the gradients.
+        norm = scale * optimizer.step(lr, scale)
+        return norm, None if math.isfinite(norm) else "nonfinite"
+    norm = scale * gradient_norm(state.model)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        return norm, "nonfinite"
+    scores = state.outliers["train_loss"].update(loss), state.outliers["grad_norm"].update(norm)
+    if options.skip_spikes and any(score > options.skip_spikes for score in scores):
+        return norm, "spike"
+    return scale * optimizer.step(lr, scale * clip_scale(norm, clip)), None
