@@ -15,6 +15,7 @@ from tqdm import tqdm
 from gpt2.config import GPT2Config
 from gpt2.data.dataloader import DataLoader
 from gpt2.errors import UserError
+from gpt2.formats.files import data_dir
 from gpt2.formats.run import steps
 from gpt2.inference.decoder import prepare_kernels
 from gpt2.inference.progress import compilation_shown
@@ -37,7 +38,7 @@ from gpt2.training.resume import (
 )
 from gpt2.training.samples import Sampler
 from gpt2.training.signals import StopSignals
-from gpt2.training.start import DATA, data_files, initial_config, initial_model, locked_folder, make_way
+from gpt2.training.start import data_files, initial_config, initial_model, locked_folder, make_way
 
 # From trained weights: llm.c's. From random ones: of the rates tried from 3e-4 to 2e-3, the higher ones sent the
 # validation loss up on the way through 40 steps of the default batch.
@@ -96,7 +97,7 @@ class Run:
         _compile_kernels()
         self.sampler = None
         if options.sample_every:
-            self.sampler = Sampler(self.model, options.sample_tokens, options.prompt, options.seed, DATA)
+            self.sampler = Sampler(self.model, options.sample_tokens, options.prompt, options.seed, data_dir())
 
     def _open_data(self, config):
         """Opens the token files, having checked that there is room for what training takes."""

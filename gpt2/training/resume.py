@@ -5,7 +5,7 @@ import importlib.metadata
 import io
 import platform
 
-from gpt2.errors import UserError, quoted
+from gpt2.errors import UserError, safe_repr
 from gpt2.kernels.engine.simd import VECTOR_BYTES
 
 # Options that may have other values when a run goes on. Some change what comes after, none what has been.
@@ -83,7 +83,7 @@ def changed_versions(found):
     saved = found.progress.get("versions")
     saved = saved if isinstance(saved, dict) else {}
     changed = [
-        f"{name} {quoted(saved.get(name))} -> {now}" for name, now in _versions().items() if saved.get(name) != now
+        f"{name} {safe_repr(saved.get(name))} -> {now}" for name, now in _versions().items() if saved.get(name) != now
     ]
     return f" (the last digits may come out otherwise than they would have: {', '.join(changed)})" if changed else ""
 

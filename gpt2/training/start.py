@@ -7,11 +7,10 @@ import pathlib
 from gpt2.config import PRESETS
 from gpt2.errors import UnavailableError, UserError, from_os_error
 from gpt2.formats import pretrained
+from gpt2.formats.files import data_dir
 from gpt2.formats.run import steps
 from gpt2.model import GPT2
 from gpt2.training.run_folder import locked
-
-DATA = pathlib.Path("data")
 
 
 def locked_folder(path, stack):
@@ -55,7 +54,7 @@ def data_files(named, split):
     """The files named for a split, or TinyShakespeare's, or those of the plays that stand in for it."""
     if named:
         return named
-    tiny, plays = (DATA / f"{name}_{split}.bin" for name in ("tiny_shakespeare", "shakespeare"))
+    tiny, plays = (data_dir() / f"{name}_{split}.bin" for name in ("tiny_shakespeare", "shakespeare"))
     if tiny.exists():
         return [str(tiny)]
     if not plays.exists():
@@ -76,7 +75,7 @@ def initial_model(init, seed):
     if init == "scratch":
         return GPT2(PRESETS["gpt2"], seed), False
     try:
-        return GPT2.from_pretrained(init, DATA), True
+        return GPT2.from_pretrained(init), True
     except UnavailableError as error:
         if init != "gpt2":
             raise
