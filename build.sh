@@ -14,30 +14,35 @@ find_python() {
             return
         fi
     done
-    echo 'error: no Python 3.11 to 3.14 was found; install one, or put it on the PATH' >&2
+    echo 'error: no Python 3.11 to 3.14 found; install one, or put it on the PATH' >&2
     return 1
 }
 
 if [[ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]]; then
     python=$(command -v python)
     if ! "$python" -c "$supported"; then
-        echo 'error: the active environment is not Python 3.11 to 3.14; make one that is, or deactivate it' >&2
+        echo 'error: the active environment is not Python 3.11 to 3.14; use one that is, or deactivate it' >&2
         exit 1
     fi
 else
     python=.venv/bin/python
     if ! "$python" -c "$supported" >/dev/null 2>&1; then
         base=$(find_python)
-        echo "making .venv with $("$base" --version)"
+        echo "creating .venv with $("$base" --version)"
         "$base" -m venv --clear .venv
     fi
 fi
 
-echo 'installing requirements.txt'
-"$python" -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+install() {
+    "$python" -m pip install --quiet --disable-pip-version-check "$@"
+}
 
 if [[ "${1:-}" == test ]]; then
+    echo 'installing the requirements and the test extra'
+    install --editable '.[test]'
     exec "$python" -m pytest "${@:2}"
 fi
+echo 'installing requirements.txt'
+install --requirement requirements.txt
 "$python" prepro_tinyshakespeare.py
 exec "$python" train_gpt2.py "$@"

@@ -1,17 +1,17 @@
-"""The sizes of a GPT-2 model: which there are, which are valid, and how many parameters they make."""
+"""Model sizes: the released ones, which are valid, and the parameter count."""
 
 import dataclasses
 
-from gpt2.errors import UserError, quoted
+from gpt2.errors import UserError, safe_repr
 
 VOCAB_MULTIPLE = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """Sizes of a model. Raises UserError for sizes that no model can have.
+    """Sizes of a model. Raises UserError for invalid ones.
 
-    maxT: longest sequence. V: vocabulary. L: layers. NH: heads. C: channels, a multiple of NH.
+    maxT: maximum sequence length. V: vocabulary size. L: layers. NH: attention heads. C: channels, a multiple of NH.
     """
 
     maxT: int = 1024
@@ -24,23 +24,23 @@ class GPT2Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not 1 <= value < 2**31:
-                raise UserError(f"model size {field.name}={quoted(value)} is not between 1 and 2^31 - 1")
+                raise UserError(f"model size {field.name}={safe_repr(value)}: expected a value from 1 to 2^31 - 1")
         if self.C % self.NH:
-            raise UserError(f"the {self.C} channels cannot be divided among {self.NH} heads")
+            raise UserError(f"C={self.C} channels: expected a multiple of NH={self.NH} heads")
 
     @property
     def Vp(self):
-        """Rows of the token embedding: V rounded up to a multiple of 128."""
+        """Padded vocabulary size: V rounded up to a multiple of 128."""
         return -(-self.V // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
     def HS(self):
-        """Channels of one head."""
+        """Channels per head."""
         return self.C // self.NH
 
     @property
     def num_parameters(self):
-        """Parameters of the model proper, the padding of the vocabulary not counted."""
+        """Parameter count, without the vocabulary padding."""
         C, L = self.C, self.L
         return (self.V + self.maxT) * C + L * (12 * C * C + 13 * C) + 2 * C
 

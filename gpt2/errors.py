@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and how a command ends when one occurs."""
+"""Errors that the user can fix, and how a command exits on one."""
 
 import errno
 import os
@@ -7,30 +7,32 @@ import sys
 
 
 class UserError(Exception):
-    """Bad input or surroundings. The message is one line: what is wrong, what was expected, what to do."""
+    """Bad input or a failing environment. The message is one line: what is wrong, what was expected, what to do."""
 
 
 class UnavailableError(UserError):
-    """Something that would have to be fetched cannot be had, and nothing is wrong with what is there."""
+    """A file that has to be downloaded is not available; everything already on disk is fine."""
 
 
 def from_os_error(error, path):
-    """Returns the UserError that says in one line what the operating system refused to do with `path`."""
+    """Returns a one-line UserError for an OSError raised while accessing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: the disk is full; free some space or choose another folder")
     return UserError(f"{path}: {error.strerror or error}")
 
 
-def quoted(value):
-    """Whatever a file holds in a value's place, as it may stand in a message: printable, and shortened."""
+def safe_repr(value):
+    """Printable, truncated repr of an untrusted value."""
     shortened = reprlib.Repr()
     shortened.maxlevel, shortened.maxstring = 1, 120
     return shortened.repr(value)
 
 
 def run_command(main):
-    """Calls `main()` and exits: 1 with one line on standard error for what the user can mend, 130 for Ctrl-C, 141
-    without a word if whoever reads the output has closed it.
+    """Calls `main()` and exits with the status it returns.
+
+    A UserError, OSError or MemoryError prints one line on stderr and exits with 1, Ctrl-C exits with 130, and a closed
+    output pipe exits silently with 141.
     """
     try:
         status = main()
@@ -40,19 +42,22 @@ def run_command(main):
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        _drop_output_that_cannot_be_written()
+        _discard_unwritable_output()
         if isinstance(error, BrokenPipeError):
             sys.exit(141)
         sys.exit(f"error: {from_os_error(error, error.filename or 'input/output')}")
     except MemoryError:
-        sys.exit("error: the system refused memory; close other programs, or choose a smaller model, batch or sequence")
+        sys.exit("error: out of memory; close other programs, or choose a smaller model, batch or sequence")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _drop_output_that_cannot_be_written():
-    """Else Python would try once more in the end, and complain in its own words."""
+def _discard_unwritable_output():
+    """Redirects an unwritable stdout to /dev/null.
+
+    Otherwise Python retries the flush at exit and prints a traceback.
+    """
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

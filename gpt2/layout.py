@@ -1,35 +1,39 @@
-"""Offset tables: a tensor is declared once, as (name, shape), and is a view into one flat array."""
+"""Offset tables: a tensor is declared once, as name and shape, and is a view of one flat array."""
 
+import functools
 import itertools
 import math
+import types
 
-# The parameters that are matrices or embeddings: drawn at random at first, and the ones that weight decay shrinks.
+# Matrices and embeddings: the parameters that are initialised at random and that weight decay applies to.
 MATRICES = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")
 
 
 class Layout:
-    """Cuts a flat array into named tensors, in the order of `shapes`, without gaps.
+    """Splits a flat array into named, contiguous tensors, in the order of `shapes`. Immutable, so it can be shared.
 
-    shapes: dict of name -> shape. per_layer: names of the tensors whose first dimension is the layer.
-    Attributes: `shapes`; `offsets`, dict of name -> index of the tensor's first element; `size`, elements in all.
+    shapes: dict of name -> shape. per_layer: names of the tensors whose first dimension is the layer. Attributes:
+    `shapes`; `offsets`, name -> index of the tensor's first element (both read-only mappings); `size`, the total number
+    of elements.
     """
 
     def __init__(self, shapes, per_layer=()):
-        self.shapes = dict(shapes)
+        offsets, size = {}, 0
+        for name, shape in shapes.items():
+            offsets[name] = size
+            size += math.prod(shape)
+        self.shapes = types.MappingProxyType(dict(shapes))
+        self.offsets = types.MappingProxyType(offsets)
+        self.size = size
         self._per_layer = frozenset(per_layer)
-        self.offsets = {}
-        self.size = 0
-        for name, shape in self.shapes.items():
-            self.offsets[name] = self.size
-            self.size += math.prod(shape)
 
     def slice(self, name):
-        """The range of the flat array that the tensor occupies."""
+        """Returns the tensor's range in the flat array, as a slice."""
         start = self.offsets[name]
         return slice(start, start + math.prod(self.shapes[name]))
 
     def views(self, flat):
-        """Returns a dict of name -> shaped view of `flat`, an array of `size` elements."""
+        """Returns a dict of name -> shaped view of `flat`, shape (size,), any dtype."""
         assert flat.shape == (self.size,)
         return {name: flat[self.slice(name)].reshape(shape) for name, shape in self.shapes.items()}
 
@@ -54,10 +58,11 @@ LAYER_PARAMETERS = (
 )
 
 
+@functools.cache
 def parameter_layout(config, padded=True):
-    """The 16 parameter tensors in the order of llm.c's files; `padded` gives wte Vp rows instead of V.
+    """Returns the Layout of the 16 parameter tensors, in the order of llm.c's files. Linear weights are (out, in).
 
-    Linear weights are (out, in).
+    padded: wte has Vp rows, or V if False.
     """
     L, C = config.L, config.C
     return Layout(

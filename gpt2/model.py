@@ -138,7 +138,7 @@ class GPT2:
         return cls._from_parameters(*pretrained.load_path(path))
 
     @classmethod
-    def from_pretrained(cls, name, data_dir="data", writable=True):
+    def from_pretrained(cls, name, data_dir=None, writable=True):
         """A model by its name, as `pretrained.load_weights` takes it: "gpt2-large", "owner/name", a file, a folder."""
         return cls._from_parameters(*pretrained.load_weights(name, data_dir, writable))
 

@@ -1,74 +1,93 @@
-"""A server on this machine that hands out one file, well or in one of the ways that a download goes wrong."""
+"""A local HTTP server that serves one file, correctly or in one of the ways in which downloads fail."""
 
 import contextlib
-import http.server
+import gzip
+import itertools
+import socket
 import threading
 
 
-class Server:
-    """Answers every request with `content`, behaving as the next entry of `behaviours` says, or well after the last.
+def _response(body, status=b"200 OK", length=None, **headers):
+    lines = [b"HTTP/1.1 " + status, b"Content-Length: " + (length or str(len(body)).encode())]
+    lines += [f"{name.replace('_', '-')}: {value}".encode() for name, value in headers.items()]
+    return b"\r\n".join([*lines, b"Connection: close", b"", body])
 
-    Behaviours: "ignore range"; "truncate" and "stall" (half of what was asked for, then the connection is closed or
-    silent); "corrupt" (the right length, other bytes); "shift range" (a part other than the one asked for);
-    "refuse range" (416); "not found" (404).
-    Attributes: `url`; `ranges`, the Range header of each request so far, None without.
+
+# Each returns the pieces of a response with `content`.
+RESPONSES = {
+    "well": lambda content: [_response(content)],
+    "corrupt": lambda content: [_response(bytes(len(content)))],
+    "truncated": lambda content: [_response(content)[: -len(content) // 2]],
+    "stalled": lambda content: [_response(content)[: -len(content) // 2], None],
+    "silent": lambda content: [None],
+    "hangs up": lambda content: [],
+    "endless": lambda content: itertools.chain([b"HTTP/1.1 200 OK\r\n\r\n"], itertools.repeat(bytes(1 << 16))),
+    "too long": lambda content: [_response(content + b"x")],
+    "gzip bomb": lambda content: [_response(gzip.compress(bytes(1 << 24)), Content_Encoding="gzip")],
+    "not found": lambda content: [_response(b"", b"404 Not Found")],
+    "control characters": lambda content: [_response(b"", b"503 \x1b[2J\x1b[31mgone\x07\x00")],
+    "bad length": lambda content: [_response(content, length=b"abc")],
+    "bad length, corrupt": lambda content: [_response(bytes(len(content)), length=b"abc")],
+    "two lengths": lambda content: [_response(content, length=b"5, 6")],
+    "bad status": lambda content: [_response(content, b"xyz OK")],
+    "not http": lambda content: [b"\x1b[2J\x00\xff" * 100],
+    "endless header": lambda content: itertools.chain([b"HTTP/1.1 200 OK\r\n"], itertools.repeat(b"A: B\r\n")),
+    "redirect to nonsense": lambda content: [_response(b"", b"302 Found", Location="http://[")],
+    "redirect to a bad port": lambda content: [_response(b"", b"302 Found", Location="http://localhost:abc/")],
+    "redirect to no host": lambda content: [_response(b"", b"302 Found", Location="http://.example\x1b[2J/")],
+    "redirect to a file": lambda content: [_response(b"", b"302 Found", Location="file:///etc/passwd")],
+    "redirect to itself": lambda content: [_response(b"", b"302 Found", Location="/file")],
+}
+
+
+class Server:
+    """Answers every request with `content`, as the next of `behaviours` says (keys of RESPONSES), or well after them.
+
+    The last behaviour stays in force if it is a redirect. Attributes: `url`; `requests`, the number received so far.
     """
 
     def __init__(self, content, behaviours=()):
-        self.content, self.behaviours, self.ranges = content, list(behaviours), []
-        self.closing = threading.Event()
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.url = f"http://127.0.0.1:{self.http.server_port}/file"
+        self.content, self.behaviours, self.requests = content, list(behaviours), 0
+        self._closing = threading.Event()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/file"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
 
-    def _handler(server):  # noqa: N805, the handler's own self is another
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.ranges.append(self.headers["Range"])
-                server.answer(self, server.behaviours.pop(0) if server.behaviours else "well")
+    def _serve(self):
+        while True:
+            connection, _ = self._socket.accept()
+            with connection, contextlib.suppress(OSError):  # the client may hang up
+                if self._closing.is_set():
+                    return
+                self._answer(connection)
 
-            def log_message(self, *arguments):
-                pass
+    def _answer(self, connection):
+        while not connection.recv(1 << 16).endswith(b"\r\n\r\n"):
+            pass
+        self.requests += 1
+        behaviour = self.behaviours[0] if self.behaviours else "well"
+        if not behaviour.startswith("redirect"):
+            self.behaviours = self.behaviours[1:]
+        for piece in RESPONSES[behaviour](self.content):
+            if piece is None:
+                self._closing.wait()
+            else:
+                connection.sendall(piece)
 
-        return Handler
-
-    def answer(self, request, behaviour):
-        asked = request.headers["Range"] if behaviour != "ignore range" else None
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-        if behaviour == "not found":
-            return self.head(request, 404, 0)
-        if behaviour == "refuse range" or start >= len(self.content):
-            return self.head(request, 416, 0)
-        if behaviour == "shift range":
-            start = 0
-        body = self.content[start:]
-        self.head(request, 206 if asked else 200, len(body), f"bytes {start}-{len(self.content) - 1}/*")
-        if behaviour == "corrupt":
-            body = bytes(len(body))
-        if behaviour in ("truncate", "stall"):
-            body = body[: len(body) // 2]
-        request.wfile.write(body)
-        if behaviour == "stall":
-            request.wfile.flush()
-            self.closing.wait()
-
-    def head(self, request, status, length, content_range=None):
-        request.send_response(status)
-        request.send_header("Content-Length", str(length))
-        if status == 206:
-            request.send_header("Content-Range", content_range)
-        request.end_headers()
+    def close(self):
+        self._closing.set()
+        with contextlib.suppress(OSError):
+            socket.create_connection(self._socket.getsockname()).close()
+        self._thread.join()
+        self._socket.close()
 
 
 @contextlib.contextmanager
 def serve(content, *behaviours):
     """Yields a running Server, and stops it at the end."""
     server = Server(content, behaviours)
-    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
     try:
         yield server
     finally:
-        server.closing.set()
-        server.http.shutdown()
-        thread.join()
-        server.http.server_close()
+        server.close()

@@ -16,7 +16,7 @@ from gpt2.errors import UserError
         ("distilgpt2", 81_912_576),
     ],
 )
-def test_presets_have_the_published_numbers_of_parameters(name, parameters):
+def test_presets_have_the_published_parameter_counts(name, parameters):
     assert PRESETS[name].num_parameters == parameters
     assert PRESETS[name].HS == 64
 
@@ -28,11 +28,11 @@ def test_vocabulary_is_padded_to_a_multiple_of_128(V, Vp):
 
 @pytest.mark.parametrize("size", [field.name for field in dataclasses.fields(GPT2Config)])
 @pytest.mark.parametrize("value", [0, -1, 2**31])
-def test_sizes_no_model_can_have(size, value):
+def test_invalid_sizes(size, value):
     with pytest.raises(UserError, match=f"{size}={value}"):
         GPT2Config(**{size: value})
 
 
-def test_channels_must_divide_among_the_heads():
+def test_the_heads_must_divide_the_channels():
     with pytest.raises(UserError, match=r"10 channels.*3 heads"):
         GPT2Config(NH=3, C=10)

@@ -1,4 +1,4 @@
-"""Models from one form into another, and what Hugging Face's own library makes of a folder written here."""
+"""Conversions between formats, and transformers reading the folders written here."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ TOKENIZER = {"merges.txt", "vocab.json", "special_tokens_map.json", "tokenizer_c
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
-    """A small model, saved as ours.bin in the working folder."""
+    """A small model, saved as ours.bin in the current folder."""
     monkeypatch.chdir(tmp_path)
     model = GPT2(CONFIG)
     randomise(model, np.random.default_rng(0))
@@ -35,9 +35,10 @@ def model(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def speaker(tmp_path, monkeypatch):
-    """A model with as many tokens as GPT-2, saved as ours.bin in the working folder, and a vocabulary of bytes."""
+def gpt2_sized(tmp_path, monkeypatch):
+    """A model with GPT-2's vocabulary size, saved as ours.bin in the current folder, and a byte vocabulary."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPT2_DATA_DIR", "data")
     pin_byte_vocabulary(monkeypatch)
     (tmp_path / "data").mkdir()
     write_vocabulary(tmp_path / "data")
@@ -48,7 +49,7 @@ def entries():
     return set(os.listdir("."))
 
 
-def test_there_and_back_is_the_identity_bit_for_bit(model, tmp_path):
+def test_conversion_there_and_back_is_exact(model, tmp_path):
     convert.convert("ours.bin", "folder")
     convert.convert("folder", "back.bin")
     assert (tmp_path / "back.bin").read_bytes() == (tmp_path / "ours.bin").read_bytes()
@@ -68,41 +69,41 @@ def test_version_1_becomes_version_3(model, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["half.bin", "half"])
-def test_bfloat16_halves_the_model_and_is_exact_from_then_on(model, tmp_path, target):
+def test_bfloat16_halves_the_model_and_further_conversions_are_exact(model, tmp_path, target):
     convert.convert("ours.bin", target, "bfloat16")
     _, rounded = load_weights(target)
     assert 0 < np.max(np.abs(rounded - model.params_flat) / np.maximum(np.abs(model.params_flat), 1e-6)) <= 2**-8
     body = tmp_path / target if target.endswith(".bin") else tmp_path / target / "model.safetensors"
-    assert body.stat().st_size < 0.8 * (tmp_path / "ours.bin").stat().st_size  # the headers weigh much here
+    assert body.stat().st_size < 0.8 * (tmp_path / "ours.bin").stat().st_size  # the headers are large in comparison
     convert.convert(target, "whole.bin")
     assert np.array_equal(load_model("whole.bin")[1], rounded)
     convert.convert("whole.bin", "again.bin", "bfloat16")
     assert np.array_equal(load_model("again.bin")[1], rounded)
 
 
-def test_it_says_what_it_read_and_wrote(model, capsys):
+def test_it_reports_what_it_read_and_wrote(model, capsys):
     convert.convert("ours.bin", "folder")
     convert.convert("folder", "back.bin", "bfloat16")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"read ours.bin: {CONFIG.num_parameters:,} parameters, ")
-    assert lines[1].startswith("the tokenizer is left out: the model has 50 tokens, GPT-2's vocabulary has 50257")
-    assert lines[2].startswith("wrote folder: a Hugging Face folder, float32, 0.0 MB, ")
-    assert lines[4].startswith("wrote back.bin: llm.c's version 5, bfloat16, 0.0 MB, ")
+    assert lines[1].startswith("no tokenizer: the model's vocabulary has 50 tokens, GPT-2's has 50257")
+    assert lines[2].startswith("wrote folder: Hugging Face folder, float32, 0.0 MB, ")
+    assert lines[4].startswith("wrote back.bin: llm.c version 5, bfloat16, 0.0 MB, ")
     assert set(os.listdir("folder")) == WITHOUT_TOKENIZER
 
 
-def test_a_vocabulary_that_cannot_be_had_is_left_out(model, monkeypatch, capsys):
+def test_an_unavailable_vocabulary_is_left_out(model, monkeypatch, capsys):
     def unavailable(data_dir):
         raise UserError("no vocabulary")
 
     monkeypatch.setattr(tokenizer, "EOT", CONFIG.V - 1)
     monkeypatch.setattr(tokenizer, "vocabulary_files", unavailable)
     convert.convert("ours.bin", "folder")
-    assert "the tokenizer is left out: no vocabulary\n" in capsys.readouterr().out
+    assert "no tokenizer: no vocabulary\n" in capsys.readouterr().out
     assert set(os.listdir("folder")) == WITHOUT_TOKENIZER
 
 
-def test_the_vocabulary_goes_along(speaker, tmp_path):
+def test_the_vocabulary_is_included(gpt2_sized, tmp_path):
     convert.convert("ours.bin", "folder")
     folder = tmp_path / "folder"
     assert set(os.listdir("folder")) == WITHOUT_TOKENIZER | TOKENIZER
@@ -121,12 +122,12 @@ def refused(message, *arguments, **options):
     assert entries() == before
 
 
-def test_a_target_that_is_there_is_refused_before_anything_is_read(model, monkeypatch):
+def test_an_existing_target_is_refused_before_anything_is_read(model, monkeypatch):
     for target in ("there.bin", "there"):
         convert.convert("ours.bin", target)
     monkeypatch.setattr(convert, "load_weights", lambda *args: pytest.fail("read"))
     for target in ("there.bin", "there"):
-        refused(f"^{target}: already there.*--force", "ours.bin", target)
+        refused(f"^{target}: already exists.*--force", "ours.bin", target)
 
 
 def test_force_replaces_the_whole_target(model, tmp_path):
@@ -148,18 +149,18 @@ def test_a_model_can_replace_itself(model):
     assert np.allclose(load_folder("folder")[1], model.params_flat, rtol=2**-8, atol=0)
 
 
-def test_force_spares_what_is_no_model(model, tmp_path):
+def test_force_does_not_replace_other_files(model, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
-    refused("^thesis: holds 'chapter1.txt', which is no part of what is written", "ours.bin", "thesis", force=True)
+    refused("^thesis: contains 'chapter1.txt', which is not part of a model", "ours.bin", "thesis", force=True)
     convert.convert("ours.bin", "run")
     (tmp_path / "run" / "checkpoint-500").mkdir()
-    refused("^run: holds 'checkpoint-500'", "ours.bin", "run", force=True)
+    refused("^run: contains 'checkpoint-500'", "ours.bin", "run", force=True)
     (tmp_path / "tokens.bin").write_bytes(b"1234567")
     refused("^tokens.bin: not a model file, so --force does not replace it", "ours.bin", "tokens.bin", force=True)
 
 
-def test_a_folder_s_own_vocabulary_goes_along(model, tmp_path):
+def test_a_folder_s_own_vocabulary_is_copied(model, tmp_path):
     convert.convert("ours.bin", "one")
     (tmp_path / "one" / "vocab.json").write_text("{}")
     (tmp_path / "one" / "merges.txt").write_text("#version: 0.2")
@@ -168,21 +169,21 @@ def test_a_folder_s_own_vocabulary_goes_along(model, tmp_path):
     assert (tmp_path / "two" / "merges.txt").read_text() == "#version: 0.2"
 
 
-def test_a_number_too_large_for_bfloat16_is_refused(model):
+def test_a_parameter_too_large_for_bfloat16_is_refused(model):
     model.params["fcw"][1, 2, 3] = 3.4e38
     save_model("ours.bin", CONFIG, model.params_flat)
     for target in ("new.bin", "new"):
         refused("too large for bfloat16", "ours.bin", target, dtype="bfloat16")
 
 
-def test_the_target_s_name_says_what_it_is(model, tmp_path):
+def test_the_target_s_name_determines_the_format(model, tmp_path):
     (tmp_path / "folder.bin").mkdir()
     refused(r"^folder.bin: a folder, but a name in .bin means a model file", "ours.bin", "folder.bin", force=True)
     (tmp_path / "model.safetensors").write_bytes(b"")
     refused(r"^model.safetensors: a file, but", "ours.bin", "model.safetensors", force=True)
 
 
-def test_what_else_is_refused(model):
+def test_other_errors(model):
     refused("^--dtype float16: expected one of float32, bfloat16$", "ours.bin", "new.bin", dtype="float16")
     refused("^missing: no such folder", "ours.bin", "missing/new.bin")
     refused("^missing.bin: No such file", "missing.bin", "new")
@@ -190,15 +191,15 @@ def test_what_else_is_refused(model):
 
 
 @pytest.mark.parametrize("target", ["new.bin", "new"])
-def test_a_model_with_a_number_that_is_not_finite_is_refused(model, target):
+def test_a_model_with_a_non_finite_parameter_is_refused(model, target):
     model.params["fcw"][1, 2, 3] = np.inf
     save_model("ours.bin", CONFIG, model.params_flat)
-    refused("^ours.bin: tensor fcw holds a number that is not finite", "ours.bin", target)
+    refused("^ours.bin: tensor fcw contains a NaN or an infinity", "ours.bin", target)
 
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("call", ["fsync", "rename"])
-def test_a_full_disk_leaves_what_was_there(model, tmp_path, monkeypatch, call, force):
+def test_a_full_disk_leaves_the_old_model(model, tmp_path, monkeypatch, call, force):
     rename = os.rename
 
     def refuse(*arguments):
@@ -217,7 +218,7 @@ def test_a_full_disk_leaves_what_was_there(model, tmp_path, monkeypatch, call, f
         assert np.array_equal(load_folder("folder")[1], before)
 
 
-def test_a_disk_that_fills_while_the_weights_are_written(model, monkeypatch):
+def test_a_disk_that_fills_up_during_the_write(model, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -236,10 +237,10 @@ def test_a_folder_has_the_permissions_of_any_new_one(model, tmp_path):
     ("arguments", "message"),
     [
         (["ours.bin", "new", "--dtype", "int8"], "error: --dtype int8: expected one of float32, bfloat16"),
-        (["ours.bin", "ours.bin"], "error: ours.bin: already there; choose another name, or replace it with --force"),
+        (["ours.bin", "ours.bin"], "error: ours.bin: already exists; choose another name, or replace it with --force"),
     ],
 )
-def test_the_command_ends_with_one_line(model, monkeypatch, arguments, message):
+def test_the_command_s_errors_are_one_line(model, monkeypatch, arguments, message):
     monkeypatch.setattr(sys, "argv", ["convert", *arguments])
     with pytest.raises(SystemExit) as caught:
         run_command(convert.main)
@@ -256,6 +257,7 @@ def test_the_command(model, monkeypatch):
     assert np.array_equal(load_model("new.bin")[1], model.params_flat)
 
 
+@pytest.mark.crosscheck
 def test_transformers_reads_the_folder(model):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -268,7 +270,8 @@ def test_transformers_reads_the_folder(model):
     assert np.max(np.abs(logits - model.logits(tokens))) < 1e-4
 
 
-def test_our_reader_takes_a_folder_of_transformers(model):
+@pytest.mark.crosscheck
+def test_our_reader_reads_a_folder_of_transformers(model):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     convert.convert("ours.bin", "folder")
@@ -276,7 +279,8 @@ def test_our_reader_takes_a_folder_of_transformers(model):
     assert np.array_equal(load_folder("theirs")[1], model.params_flat)
 
 
-def test_the_tokenizer_of_transformers_gives_the_same_ids(speaker):
+@pytest.mark.crosscheck
+def test_the_tokenizer_of_transformers_gives_the_same_ids(gpt2_sized):
     transformers = pytest.importorskip("transformers")
     convert.convert("ours.bin", "folder")
     theirs, ours = transformers.GPT2TokenizerFast.from_pretrained("folder"), tokenizer.load_tokenizer()
@@ -285,4 +289,4 @@ def test_the_tokenizer_of_transformers_gives_the_same_ids(speaker):
         ids = ours.encode_ordinary(text)
         assert theirs(text)["input_ids"] == ids
         assert theirs.decode(ids) == text
-    assert 256 in ours.encode_ordinary("to the end")  # " t", the one merge
+    assert 256 in ours.encode_ordinary("to the end")  # " t", the only merge

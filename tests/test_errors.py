@@ -1,4 +1,4 @@
-"""How a command ends: one line and a status for what the user can mend, the traceback for everything else."""
+"""How a command exits: one line and a status for errors that the user can fix, a traceback for bugs."""
 
 import errno
 import pathlib
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gpt2.errors import UserError, from_os_error, quoted, run_command
+from gpt2.errors import UserError, from_os_error, run_command, safe_repr
 
 
 @pytest.mark.parametrize(
@@ -16,10 +16,10 @@ from gpt2.errors import UserError, from_os_error, quoted, run_command
         (UserError("x.bin: empty"), "error: x.bin: empty"),
         (OSError(errno.EIO, "Input/output error", "x.bin"), "error: x.bin: Input/output error"),
         (OSError(errno.ENOSPC, "No space left on device", "x.bin"), "error: x.bin: the disk is full"),
-        (MemoryError(), "error: the system refused memory"),
+        (MemoryError(), "error: out of memory"),
     ],
 )
-def test_errors_of_the_surroundings_are_one_line(error, message):
+def test_errors_that_the_user_can_fix_are_one_line(error, message):
     def main():
         raise error
 
@@ -31,16 +31,16 @@ def test_errors_of_the_surroundings_are_one_line(error, message):
 @pytest.mark.parametrize(
     "value", ["a\nb\x1b[2J\u2028\ud800", "x" * 5000, [[["y"] * 99] * 99] * 99, 10**4000, {"\n": 1}]
 )
-def test_whatever_a_file_holds_is_quoted_on_a_line(value):
-    assert quoted(value).isprintable() and len(quoted(value)) <= 1000
+def test_the_safe_repr_of_any_value_is_one_short_line(value):
+    assert safe_repr(value).isprintable() and len(safe_repr(value)) <= 1000
 
 
 @pytest.mark.parametrize("value", ["gpt2", None, True, 1e-5, 12, [1, 2], "h.11.attn.c_attn.weight"])
-def test_what_is_short_is_quoted_as_it_is(value):
-    assert quoted(value) == repr(value)
+def test_the_safe_repr_of_a_short_value_is_its_repr(value):
+    assert safe_repr(value) == repr(value)
 
 
-def test_the_status_is_mains_and_a_bug_keeps_its_traceback(capsys):
+def test_the_status_is_that_of_main_and_a_bug_keeps_its_traceback(capsys):
     for result, status in ((None, None), (0, 0), (1, 1)):
         with pytest.raises(SystemExit) as ended:
             run_command(lambda result=result: result)
@@ -49,7 +49,7 @@ def test_the_status_is_mains_and_a_bug_keeps_its_traceback(capsys):
         run_command(lambda: 1 / 0)
 
 
-def test_ctrl_c_ends_with_130(capsys):
+def test_ctrl_c_exits_with_130(capsys):
     def main():
         raise KeyboardInterrupt
 
@@ -58,7 +58,7 @@ def test_ctrl_c_ends_with_130(capsys):
     assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
-def test_an_error_without_a_text_still_names_the_path():
+def test_an_os_error_without_a_message_still_names_the_path():
     assert str(from_os_error(OSError("odd"), "a/b")) == "a/b: odd"
 
 
@@ -67,7 +67,7 @@ def test_an_error_without_a_text_still_names_the_path():
     ("output", "status", "message"),
     [("closed pipe", 141, ""), ("/dev/full", 1, "error: input/output: the disk is full; free some space")],
 )
-def test_output_that_cannot_be_written(output, status, message, flush):
+def test_unwritable_output(output, status, message, flush):
     script = f"from gpt2.errors import run_command\nrun_command(lambda: print('text', flush={flush}))"
     root = pathlib.Path(__file__).resolve().parents[1]
     command = [sys.executable, "-c", script]

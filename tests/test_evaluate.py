@@ -13,10 +13,10 @@ import pytest
 from gpt2 import evaluate
 from gpt2.config import GPT2Config
 from gpt2.data.dataloader import DataLoader
-from gpt2.data.dataset import write_tokens
 from gpt2.data.tokenizer import EOT
 from gpt2.errors import UserError
 from gpt2.evaluate import evaluate_hellaswag, evaluate_split, llmc_val_loss, split_losses, standard_error
+from gpt2.formats.llmc import write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.model import GPT2
 from gpt2.training import loop

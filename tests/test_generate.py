@@ -48,6 +48,7 @@ def folder(tmp_path, monkeypatch):
     """The working folder: the byte vocabulary in data/, the model in m.bin, a terminal as standard input."""
     monkeypatch.chdir(tmp_path)
     pin_byte_vocabulary(monkeypatch)
+    monkeypatch.setenv("GPT2_DATA_DIR", "data")
     (tmp_path / "data").mkdir()
     write_vocabulary(tmp_path / "data")
     save_model("m.bin")

@@ -7,22 +7,22 @@ from gpt2.config import PRESETS, GPT2Config
 from gpt2.layout import Layout, parameter_layout
 
 
-def test_gpt2_has_the_known_sizes():
+def test_gpt2_has_the_known_parameter_counts():
     assert parameter_layout(PRESETS["gpt2"], padded=False).size == 124_439_808
     assert parameter_layout(PRESETS["gpt2"]).size == 124_475_904
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_unpadded_layout_counts_the_parameters(name):
+def test_unpadded_layout_has_the_config_s_parameter_count(name):
     assert parameter_layout(PRESETS[name], padded=False).size == PRESETS[name].num_parameters
 
 
-def test_order_is_the_one_of_the_files():
+def test_the_order_is_that_of_llmc_files():
     expected = "wte wpe ln1w ln1b qkvw qkvb attprojw attprojb ln2w ln2b fcw fcb fcprojw fcprojb lnfw lnfb"
     assert list(parameter_layout(GPT2Config()).shapes) == expected.split()
 
 
-def test_views_share_memory_and_tile_the_array_in_order():
+def test_views_share_memory_and_cover_the_array_in_order():
     layout = parameter_layout(GPT2Config(maxT=5, V=3, L=2, NH=1, C=4))
     flat = np.arange(layout.size)
     views = layout.views(flat)
@@ -34,11 +34,28 @@ def test_views_share_memory_and_tile_the_array_in_order():
     assert np.all(flat == -1)
 
 
-def test_slice_and_offset_name_the_same_elements():
+def test_slice_and_offset_agree():
     layout = Layout({"a": (2, 3), "b": (), "c": (4,)})
     assert layout.offsets == {"a": 0, "b": 6, "c": 7}
     assert (layout.slice("a"), layout.slice("b"), layout.slice("c")) == (slice(0, 6), slice(6, 7), slice(7, 11))
     assert layout.size == 11
+
+
+def test_a_shared_layout_cannot_be_modified():
+    layout = parameter_layout(GPT2Config())
+    assert parameter_layout(GPT2Config()) is layout
+    assert parameter_layout(GPT2Config(V=50000)).shapes["wte"] == (50048, 768)
+    with pytest.raises(TypeError):
+        layout.shapes["wte"] = (1, 768)
+    with pytest.raises(TypeError):
+        layout.offsets["wpe"] = 0
+
+
+def test_a_layout_does_not_follow_its_argument():
+    shapes = {"a": (2,)}
+    layout = Layout(shapes)
+    shapes["b"] = (3,)
+    assert list(layout.shapes) == ["a"] and layout.size == 2
 
 
 def test_views_of_an_array_of_another_size_are_refused():

@@ -1,1 +1,1 @@
-"""From texts to batches: downloads, vocabulary, token files, the data loader."""
+"""From texts to batches: downloads, tokenizer, token files, data loader."""

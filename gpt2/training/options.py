@@ -5,7 +5,7 @@ import dataclasses
 import math
 import typing
 
-from gpt2.errors import UserError, quoted
+from gpt2.errors import UserError, safe_repr
 from gpt2.machine import available_threads
 from gpt2.optimizer import SCHEDULES
 
@@ -199,7 +199,7 @@ class TrainOptions:
                 value = (value,) if isinstance(value, str) else tuple(value)
                 object.__setattr__(self, field.name, value)
             if not (kind.contains(value) or (value is None and field.default is None)):
-                raise UserError(f"{flag(field.name)} {quoted(value)}: expected {kind.expected}")
+                raise UserError(f"{flag(field.name)} {safe_repr(value)}: expected {kind.expected}")
 
     @classmethod
     def from_saved(cls, saved):

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import platform
 
-from gpt2.errors import UserError, quoted
+from gpt2.errors import UserError, safe_repr
 from gpt2.kernels.engine.simd import VECTOR_BYTES
 from gpt2.training.options import FIXED, Resolved, TrainOptions, flag, on_resume
 
@@ -76,7 +76,7 @@ def changed_versions(found):
     saved = found.progress.get("versions")
     saved = saved if isinstance(saved, dict) else {}
     changed = [
-        f"{name} {quoted(saved.get(name))} -> {now}" for name, now in _versions().items() if saved.get(name) != now
+        f"{name} {safe_repr(saved.get(name))} -> {now}" for name, now in _versions().items() if saved.get(name) != now
     ]
     return f" (low-order digits may differ from those of an unbroken run: {', '.join(changed)})" if changed else ""
 

@@ -9,6 +9,7 @@ from gpt2.config import PRESETS
 from gpt2.data.dataloader import DataLoader
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
+from gpt2.formats.files import data_dir
 from gpt2.formats.run import steps
 from gpt2.kernels.adamw import sum_of_squares
 from gpt2.model import GPT2
@@ -19,8 +20,6 @@ from gpt2.training.metrics import Metrics
 from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, Resolved
 from gpt2.training.samples import Sampler
 from gpt2.training.state import TrainState
-
-DATA = pathlib.Path("data")
 
 
 @dataclasses.dataclass
@@ -105,7 +104,7 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
 
 def default_data(split):
     """The token files of TinyShakespeare, or those of the plays that stand in for it. Raises UserError."""
-    tiny, plays = (DATA / f"{name}_{split}.bin" for name in ("tiny_shakespeare", "shakespeare"))
+    tiny, plays = (data_dir() / f"{name}_{split}.bin" for name in ("tiny_shakespeare", "shakespeare"))
     if tiny.exists():
         return (str(tiny),)
     if not plays.exists():
@@ -151,7 +150,7 @@ def _initial_model(options):
     if options.init == "scratch":
         return GPT2(PRESETS["gpt2"], options.seed), False
     try:
-        return GPT2.from_pretrained(options.init, DATA), True
+        return GPT2.from_pretrained(options.init), True
     except UnavailableError as error:
         if options.init != "gpt2":
             raise

@@ -1,3 +1,5 @@
+"""Batches in sequence and shuffled, saved positions, comparison with an earlier run's files, malformed files."""
+
 import errno
 import hashlib
 import json
@@ -31,7 +33,7 @@ def write_range(path, start, stop, encode=new_format):
 
 
 def assert_batch(loader, start):
-    """The next batch must be the B*T+1 consecutive numbers from `start` on."""
+    """Asserts that the next batch consists of the B*T+1 consecutive numbers from `start` on."""
     tokens, targets = loader.next_batch()
     expected = start + np.arange(loader.B * loader.T).reshape(loader.B, loader.T)
     for array, values in ((tokens, expected), (targets, expected + 1)):
@@ -50,11 +52,11 @@ def test_batches_follow_each_other_and_wrap_around(tmp_path, encode):
 
 
 @pytest.mark.parametrize(("count", "batches"), [(7, 1), (12, 1), (13, 2), (18, 2), (19, 3)])
-def test_a_batch_needs_one_token_more_for_the_last_target(tmp_path, count, batches):
+def test_a_batch_needs_one_more_token_for_the_last_target(tmp_path, count, batches):
     assert DataLoader(write_range(tmp_path / "x.bin", 0, count), B=2, T=3, V=V).num_batches == batches
 
 
-def test_files_are_read_by_name_one_after_the_other(tmp_path):
+def test_files_are_read_in_order_of_their_names(tmp_path):
     write_range(tmp_path / "b.bin", 1000, 1014)
     write_range(tmp_path / "a.bin", 0, 7)
     write_range(tmp_path / "c.bin", 2000, 2010, old_format)
@@ -66,7 +68,7 @@ def test_files_are_read_by_name_one_after_the_other(tmp_path):
     assert loader.position == (2, 0)
 
 
-def test_list_of_paths_and_globs_takes_each_file_once(tmp_path):
+def test_paths_and_globs_take_each_file_once(tmp_path):
     a, b = write_range(tmp_path / "a.bin", 0, 7), write_range(tmp_path / "b.bin", 1000, 1007)
     loader = DataLoader([str(b), a, str(tmp_path / "?.bin")], B=2, T=3, V=V)
     assert loader.num_tokens == 14
@@ -74,13 +76,13 @@ def test_list_of_paths_and_globs_takes_each_file_once(tmp_path):
     assert_batch(loader, 1000)
 
 
-def test_one_file_spelt_in_two_ways_is_taken_once(tmp_path, monkeypatch):
+def test_one_file_by_several_paths_is_taken_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_range(tmp_path / "a.bin", 0, 7)
     assert DataLoader(["a.bin", "./a.bin", tmp_path / "a.bin", b"a.bin"], B=2, T=3, V=V).num_tokens == 7
 
 
-def test_brackets_name_a_file_or_a_choice_of_characters(tmp_path):
+def test_brackets_are_part_of_a_file_name_or_a_glob(tmp_path):
     path = write_range(tmp_path / "a[1].bin", 0, 7)
     assert DataLoader(path, B=2, T=3, V=V).num_tokens == 7
     for name in ("a1.bin", "a2.bin", "a3.bin"):
@@ -89,7 +91,7 @@ def test_brackets_name_a_file_or_a_choice_of_characters(tmp_path):
     assert DataLoader(str(tmp_path / "a[12].bin"), B=2, T=3, V=V).num_tokens == 16
 
 
-def test_saved_position_is_where_another_loader_goes_on(tmp_path):
+def test_another_loader_continues_at_a_saved_position(tmp_path):
     for start in (0, 1000):
         write_range(tmp_path / f"{start:04}.bin", start, start + 15)
     first, second = (DataLoader(str(tmp_path / "*.bin"), B=2, T=3, V=V) for _ in range(2))
@@ -102,7 +104,7 @@ def test_saved_position_is_where_another_loader_goes_on(tmp_path):
         assert_batch(second, start)
 
 
-def test_reset_goes_back_to_the_start(tmp_path):
+def test_reset_returns_to_the_start(tmp_path):
     loader = DataLoader(write_range(tmp_path / "x.bin", 0, 20), B=2, T=3, V=V)
     for _ in range(4):
         loader.next_batch()
@@ -115,7 +117,7 @@ def test_reset_goes_back_to_the_start(tmp_path):
     "position",
     [(-1, 0), (0, -1), (0, 3), (0, 1.0), (True, 0), (0, 0, 0), (0,), (), None, 7, "00", {"epoch": 0}, [[0], [0]]],
 )
-def test_position_that_is_not_there(tmp_path, position):
+def test_an_invalid_position(tmp_path, position):
     loader = DataLoader(write_range(tmp_path / "x.bin", 0, 20), B=2, T=3, V=V)
     for use in (loader.where, lambda value: setattr(loader, "position", value)):
         with pytest.raises(UserError, match=r"position .* has 3 batches of 2 x 3"):
@@ -123,22 +125,22 @@ def test_position_that_is_not_there(tmp_path, position):
     assert loader.position == (0, 0)
 
 
-def test_ids_above_the_signed_range_of_16_bits(tmp_path):
+def test_ids_above_the_range_of_int16(tmp_path):
     loader = DataLoader(write_range(tmp_path / "x.bin", 50250, 50257), B=2, T=3, V=V)
     assert_batch(loader, 50250)
 
 
-def test_the_same_tokens_mapped_or_read(tmp_path, monkeypatch):
+def test_mapped_and_read_files_give_the_same_tokens(tmp_path, monkeypatch):
     for name, start in (("a", 0), ("b", 100), ("c", 200)):
         write_range(tmp_path / f"{name}.bin", start, start + 13)
-    monkeypatch.setattr(dataloader, "READ_BYTES", 2 * 13 * 2)  # room for two of them
+    monkeypatch.setattr(dataloader, "READ_BYTES", 2 * 13 * 2)  # enough for two of them
     loader = DataLoader(str(tmp_path / "*.bin"), B=2, T=3, V=V)
     assert [isinstance(tokens, np.memmap) for tokens in loader.shards] == [False, False, True]
     for start in (0, 6, 100, 106, 200, 206):
         assert_batch(loader, start)
 
 
-def test_small_file_may_change_during_the_run(tmp_path):
+def test_a_small_file_may_change_during_the_run(tmp_path):
     path = write_range(tmp_path / "x.bin", 0, 13)
     loader = DataLoader(path, B=2, T=3, V=V)
     path.write_bytes(b"")
@@ -146,7 +148,7 @@ def test_small_file_may_change_during_the_run(tmp_path):
     assert_batch(loader, 6)
 
 
-def test_what_a_batch_holds_may_be_overwritten(tmp_path):
+def test_a_batch_may_be_overwritten(tmp_path):
     path = write_range(tmp_path / "x.bin", 0, 7)
     loader = DataLoader(path, B=2, T=3, V=V)
     loader.next_batch()[0][:] = 99
@@ -154,14 +156,14 @@ def test_what_a_batch_holds_may_be_overwritten(tmp_path):
 
 
 def three_files(folder):
-    """Files of 13, 22 and 8 tokens: with B=2, T=3 they make 2, 3 and 1 batches, 12 rows; a row of b.bin is left."""
+    """Writes files of 13, 22 and 8 tokens: with B=2, T=3, 2, 3 and 1 batches, 12 rows; a row of b.bin is left over."""
     for name, start, count in (("a", 0, 13), ("b", 100, 22), ("c", 200, 8)):
         write_range(folder / f"{name}.bin", start, start + count)
     return str(folder / "*.bin")
 
 
 def epoch_of(loader):
-    """The tokens of a whole epoch's rows, in its order, (rows, T); each target must be the token after."""
+    """Returns the tokens of an epoch in order, (rows, T); asserts that each target is the token that follows."""
     rows = []
     for _ in range(loader.num_batches):
         tokens, targets = loader.next_batch()
@@ -171,7 +173,7 @@ def epoch_of(loader):
     return np.concatenate(rows)
 
 
-def test_shuffled_epoch_holds_every_row_once(tmp_path):
+def test_a_shuffled_epoch_has_every_row_once(tmp_path):
     files = three_files(tmp_path)
     in_sequence = epoch_of(DataLoader(files, B=2, T=3, V=V))
     assert in_sequence[:, 0].tolist() == [0, 3, 6, 9, 100, 103, 106, 109, 112, 115, 200, 203]
@@ -188,15 +190,15 @@ def test_shuffled_epoch_holds_every_row_once(tmp_path):
     assert np.array_equal(epoch_of(loader), epochs[0])
 
 
-def test_shuffled_order_is_drawn_from_seed_and_epoch(tmp_path):
-    """Nothing else has a part in it, so a checkpoint needs no more than the position."""
+def test_the_shuffled_order_depends_only_on_seed_and_epoch(tmp_path):
+    """A checkpoint therefore needs only the position."""
     loader = DataLoader(write_range(tmp_path / "x.bin", 0, 25), B=2, T=3, V=V, shuffle_seed=7)
     for epoch in range(3):
         expected = 3 * np.random.default_rng([7, epoch]).permutation(8)
         assert epoch_of(loader)[:, 0].tolist() == expected.tolist()
 
 
-def test_another_process_goes_on_with_the_same_shuffled_batches(tmp_path):
+def test_another_process_continues_with_the_same_shuffled_batches(tmp_path):
     files = three_files(tmp_path)
     loader = DataLoader(files, B=2, T=3, V=V, shuffle_seed=7)
     for _ in range(9):
@@ -213,7 +215,7 @@ print(json.dumps([loader.next_batch()[0].tolist() for _ in range(10)]))
     assert json.loads(output) == [loader.next_batch()[0].tolist() for _ in range(10)]
 
 
-def test_position_in_a_shuffled_epoch_is_where_another_loader_goes_on(tmp_path):
+def test_another_loader_continues_within_a_shuffled_epoch(tmp_path):
     files = three_files(tmp_path)
     first = DataLoader(files, B=1, T=5, V=V, shuffle_seed=7)
     second = DataLoader(files, B=1, T=5, V=V, shuffle_seed=7)
@@ -232,15 +234,15 @@ def test_too_many_rows_to_shuffle(tmp_path, monkeypatch):
         size = 2**33
 
     endless = np.zeros(1, np.uint16).view(Endless)
-    monkeypatch.setattr(dataloader, "_open_tokens", lambda path, room: endless)
+    monkeypatch.setattr(dataloader, "open_tokens", lambda path, room: endless)
     monkeypatch.setattr(dataloader, "_check_ids", lambda tokens, path, V: "")
     path = write_range(tmp_path / "x.bin", 0, 7)
     assert DataLoader(path, B=1, T=1, V=V).num_batches == 2**33 - 1
-    with pytest.raises(UserError, match="too many to shuffle"):
+    with pytest.raises(UserError, match="are too many to shuffle"):
         DataLoader(path, B=1, T=1, V=V, shuffle_seed=1)
 
 
-def test_where_a_batch_lies(tmp_path, monkeypatch):
+def test_where_a_batch_is(tmp_path, monkeypatch):
     three_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     loader = DataLoader("*.bin", B=2, T=3, V=V)
@@ -250,7 +252,7 @@ def test_where_a_batch_lies(tmp_path, monkeypatch):
     assert loader.position == (0, 0)
 
 
-def test_where_the_rows_of_a_shuffled_batch_lie(tmp_path, monkeypatch):
+def test_where_the_rows_of_a_shuffled_batch_are(tmp_path, monkeypatch):
     three_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     file_of = {0: "a.bin", 1: "b.bin", 2: "c.bin"}
@@ -264,7 +266,7 @@ def test_where_the_rows_of_a_shuffled_batch_lie(tmp_path, monkeypatch):
     assert whole.count(" from token ") == 4 and whole.endswith("; and 2 more")
 
 
-def test_fingerprint_is_of_the_ids(tmp_path, monkeypatch):
+def test_the_fingerprint_is_of_the_ids(tmp_path, monkeypatch):
     monkeypatch.setattr(dataloader, "CHUNK", 4)
     path = write_range(tmp_path / "x.bin", 0, 13)
     fingerprint = DataLoader(path, B=2, T=3, V=V).fingerprint
@@ -273,7 +275,7 @@ def test_fingerprint_is_of_the_ids(tmp_path, monkeypatch):
 
 
 def changed(tmp_path, change):
-    """The difference that a loader sees after `change(folder)` of the three files."""
+    """Returns the difference that a loader finds after `change(folder)`."""
     before = DataLoader(three_files(tmp_path), B=2, T=3, V=V).fingerprint
     change(tmp_path)
     return DataLoader(str(tmp_path / "*.bin"), B=2, T=3, V=V).difference(json.loads(json.dumps(before)))
@@ -287,24 +289,24 @@ DIFFERENCES = {
     "nothing": (lambda folder: None, None),
     "written again": (three_files, None),
     "another name in the same place": (move("b.bin", "bb.bin"), None),
-    "first gone": (lambda folder: (folder / "a.bin").unlink(), "a.bin is gone"),
-    "middle gone": (lambda folder: (folder / "b.bin").unlink(), "b.bin is gone"),
-    "last gone": (lambda folder: (folder / "c.bin").unlink(), "c.bin is gone"),
-    "one more, in the middle": (lambda folder: write_range(folder / "bb.bin", 0, 20), "bb.bin is one file more"),
-    "one more, in the end": (lambda folder: write_range(folder / "d.bin", 0, 20), "d.bin is one file more"),
-    "more tokens": (lambda folder: write_range(folder / "b.bin", 100, 123), "b.bin has 23 tokens, it had 22"),
-    "fewer tokens": (lambda folder: write_range(folder / "b.bin", 100, 121), "b.bin has 21 tokens, it had 22"),
-    "other tokens": (lambda folder: write_range(folder / "b.bin", 101, 123), "b.bin has other tokens, as many as"),
-    "another place": (move("a.bin", "z.bin"), "a.bin is gone"),
+    "first missing": (lambda folder: (folder / "a.bin").unlink(), "a.bin is missing"),
+    "middle missing": (lambda folder: (folder / "b.bin").unlink(), "b.bin is missing"),
+    "last missing": (lambda folder: (folder / "c.bin").unlink(), "c.bin is missing"),
+    "additional, in the middle": (lambda folder: write_range(folder / "bb.bin", 0, 20), "bb.bin is an additional file"),
+    "additional, at the end": (lambda folder: write_range(folder / "d.bin", 0, 20), "d.bin is an additional file"),
+    "more tokens": (lambda folder: write_range(folder / "b.bin", 100, 123), "b.bin has 23 tokens, not 22 as before"),
+    "fewer tokens": (lambda folder: write_range(folder / "b.bin", 100, 121), "b.bin has 21 tokens, not 22 as before"),
+    "other tokens": (lambda folder: write_range(folder / "b.bin", 101, 123), "b.bin has different tokens, as many as"),
+    "another place": (move("a.bin", "z.bin"), "a.bin is missing"),
     "only the last token": (
         lambda folder: (folder / "c.bin").write_bytes(new_format([*range(200, 207), 0])),
-        "c.bin has other tokens",
+        "c.bin has different tokens",
     ),
 }
 
 
 @pytest.mark.parametrize(("change", "expected"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
-def test_what_differs_is_named(tmp_path, change, expected):
+def test_the_difference_is_described(tmp_path, change, expected):
     difference = changed(tmp_path, change)
     if expected is None:
         assert difference is None
@@ -319,7 +321,7 @@ def test_files_in_another_folder_or_another_order(tmp_path):
     assert DataLoader(three_files(tmp_path / "two"), B=2, T=3, V=V).difference(before.fingerprint) is None
     (tmp_path / "one" / "a.bin").rename(tmp_path / "z" / "a.bin")
     moved = DataLoader([str(tmp_path / "one" / "*"), str(tmp_path / "z" / "*")], B=2, T=3, V=V)
-    assert "another order: " in moved.difference(before.fingerprint)
+    assert "different order: " in moved.difference(before.fingerprint)
 
 
 ENTRY = {"file": "x.bin", "tokens": 13, "sha256": "0" * 64}
@@ -328,15 +330,15 @@ MALFORMED += [[{**ENTRY, "tokens": True}], [{**ENTRY, "sha256": None}], [ENTRY, 
 
 
 @pytest.mark.parametrize("saved", MALFORMED, ids=str)
-def test_malformed_fingerprint_is_a_difference(tmp_path, saved):
+def test_a_malformed_fingerprint_is_a_difference(tmp_path, saved):
     loader = DataLoader(write_range(tmp_path / "x.bin", 0, 13), B=2, T=3, V=V)
     assert "malformed" in loader.difference(saved)
 
 
-def test_foreign_fingerprint_is_named_in_one_line(tmp_path):
+def test_a_foreign_fingerprint_is_described_in_one_line(tmp_path):
     loader = DataLoader(write_range(tmp_path / "x.bin", 0, 13), B=2, T=3, V=V)
-    assert loader.difference([]) == f"{tmp_path / 'x.bin'} is one file more"
-    assert "it had -1" in loader.difference([{**ENTRY, "tokens": -1}])
+    assert loader.difference([]) == f"{tmp_path / 'x.bin'} is an additional file"
+    assert "not -1 as before" in loader.difference([{**ENTRY, "tokens": -1}])
     assert loader.difference([{**ENTRY, "file": "\n\x1b\udc80"}]).isprintable()
 
 
@@ -353,7 +355,7 @@ WRONG = {
     "last byte missing": (new_format(TOKENS)[:-1], "truncated"),
     "version": (new_format(TOKENS, version=2), "version 2, expected 1"),
     "model file": (new_format(TOKENS, magic=20240326)[:1044], "token 20240326 at position 0 is not in 0 .. 50256"),
-    "no header, not int32": (b"Hello", "5 bytes without a token file's header"),
+    "no header, not int32": (b"Hello", "not a token file: 5 bytes"),
     "text": (b"Hello, world", "token .* at position 0 is not in"),
     "id at V": (new_format([*range(12), V]), "token 50257 at position 12 is not in 0 .. 50256"),
     "old, id at V": (old_format([*range(12), V]), "token 50257 at position 12"),
@@ -364,7 +366,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_files_are_refused_by_name(tmp_path, content, message):
+def test_malformed_files_are_refused(tmp_path, content, message):
     write_range(tmp_path / "a.bin", 0, 13)
     path = tmp_path / "b.bin"
     path.write_bytes(content)
@@ -374,7 +376,7 @@ def test_wrong_files_are_refused_by_name(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_id_is_found_in_any_chunk(tmp_path, monkeypatch):
+def test_an_invalid_id_is_found_in_any_chunk(tmp_path, monkeypatch):
     monkeypatch.setattr(dataloader, "CHUNK", 4)
     path = tmp_path / "x.bin"
     path.write_bytes(new_format([*range(10), V, V + 1, 0]))
@@ -383,18 +385,18 @@ def test_wrong_id_is_found_in_any_chunk(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["missing.bin", "*.bin"])
-def test_nothing_of_that_name(tmp_path, name):
+def test_no_file_of_that_name(tmp_path, name):
     with pytest.raises(UserError, match="no such token file"):
         DataLoader(str(tmp_path / name), B=1, T=1, V=V)
 
 
-def test_folder(tmp_path):
+def test_a_folder(tmp_path):
     with pytest.raises(UserError, match="directory"):
         DataLoader(tmp_path, B=1, T=1, V=V)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read anything")
-def test_unreadable_file(tmp_path):
+def test_an_unreadable_file(tmp_path):
     path = write_range(tmp_path / "x.bin", 0, 13)
     path.chmod(0)
     with pytest.raises(UserError, match="Permission denied"):
@@ -402,7 +404,7 @@ def test_unreadable_file(tmp_path):
 
 
 @pytest.mark.parametrize(("function", "room"), [("fromfile", 2**26), ("memmap", 0)])
-def test_system_refuses_to_read_or_map(tmp_path, monkeypatch, function, room):
+def test_an_io_error_on_reading_or_mapping(tmp_path, monkeypatch, function, room):
     def refuse(*args, **more):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -414,13 +416,13 @@ def test_system_refuses_to_read_or_map(tmp_path, monkeypatch, function, room):
 
 
 @pytest.mark.parametrize(("B", "T"), [(0, 1), (1, 0), (-1, 4)])
-def test_batch_of_no_size(tmp_path, B, T):
-    with pytest.raises(UserError, match="at least 1"):
+def test_an_empty_batch(tmp_path, B, T):
+    with pytest.raises(UserError, match="expected at least 1 x 1"):
         DataLoader(write_range(tmp_path / "x.bin", 0, 13), B, T, V=V)
 
 
 def test_any_bytes_make_a_loader_or_one_line(tmp_path):
-    """Valid files with bytes changed, taken away and added; what is accepted must be walked through."""
+    """Damages valid files at random; any that is accepted must yield all its batches."""
     rng = np.random.default_rng(0)
     valid = [new_format(TOKENS), old_format(TOKENS), new_format([V - 1] * 13)]
     path = tmp_path / "x.bin"

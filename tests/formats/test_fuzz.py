@@ -1,7 +1,7 @@
-"""Every reader on damaged files: what it returns is valid, or it is refused in one clear line.
+"""Fuzz tests of every reader: a damaged file is read as a valid one, or refused with a one-line error.
 
-Valid files are damaged at random, the same way in every run. Whatever comes of it, a reader gives no other error and no
-warning, does not hang, takes little memory beside the file's size, and leaves nothing open.
+Valid files are damaged at random, the same way in every run. A reader may raise no other error and no warning, must not
+hang, needs little memory beyond the file's size, and leaves no file open.
 """
 
 import contextlib
@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gpt2 import verify
 from gpt2.config import GPT2Config
 from gpt2.data import dataloader, download, tokenizer
 from gpt2.data.hellaswag import read_examples
@@ -37,26 +36,26 @@ from tests.data import test_hellaswag, test_tokenizer
 
 CONFIG = GPT2Config(maxT=5, V=7, L=1, NH=2, C=4)
 LAYOUT = parameter_layout(CONFIG)
-SEEDS, EXAMPLES = 8, 35  # damaged folders for each reader: those of one seed resemble each other
-SECONDS = 60  # for one of them: a limit that only a hang reaches
-SPARE_BYTES = 300_000  # what a reader may take beside 4 times the files' size
+SEEDS, EXAMPLES = 8, 35  # damaged folders per reader; those of one seed are similar
+SECONDS = 60  # per folder: only a hang takes that long
+SPARE_BYTES = 300_000  # what a reader may allocate beyond 4 times the files' size
 LONGEST_MESSAGE = 1000  # characters
 
-# What a damaged file may hold in a number's place: as int32, and as JSON.
+# What replaces a number in a damaged file: as int32, and as JSON.
 NUMBERS = (0, 1, -1, 2, 3, 5, 127, 128, 2**15, 2**16 - 1, 2**16, 46341, 2**24, 2**30, 2**31 - 1, -(2**31))
 TEXTS = (
     *(b"0", b"-1", b"1e999", b"0.5", b"NaN", b"9" * 20, b"9" * 5000, b"null", b"true", b"{}", b"[[]]", b"[" * 5000),
     *(b'""', b'"../x"', b'"/"', b'"\\n\\u2028\\u001b"', b'"\\ud800"', b'"\n"', b'"%s"' % (b"x" * 5000), b"\xff", b","),
 )
-WORD = re.compile(rb'"[^"]*"|[\w.+-]+')  # a value or a key of JSON
+WORD = re.compile(rb'"[^"]*"|[\w.+-]+')  # a JSON key or value
 
 
 class Reader(typing.NamedTuple):
-    """How a kind of file is read.
+    """A reader under test.
 
-    folders: valid ones, each a dict of part -> bytes. read: takes the folder's path, and asserts that what it reads is
-    valid. assemble: makes a dict of file name -> bytes of the parts, by default one each. accepts: what becomes of
-    changed files, all of which must come about.
+    folders: valid ones, each a dict of part -> bytes. read: a function of the folder's path that asserts that what it
+    reads is valid. assemble: turns the parts into a dict of file name -> bytes. accepts: the outcomes for damaged
+    files, each of which must occur.
     """
 
     folders: list
@@ -83,7 +82,7 @@ def model_folders():
         5: (params.view(np.uint32) >> 16).astype("<u2"),
     }
     return [
-        {"model.bin": header(llmc.MAGIC, version, *sizes, 0 if version == 1 else CONFIG.Vp) + body.tobytes()}
+        {"model.bin": header(llmc.MODEL_MAGIC, version, *sizes, 0 if version == 1 else CONFIG.Vp) + body.tobytes()}
         for version, body in bodies.items()
     ]
 
@@ -129,11 +128,11 @@ def state_folders():
     rng = np.random.default_rng(0)
     ids = rng.integers(0, CONFIG.V, 12).astype("<i4")
     numbers = rng.standard_normal(6 * CONFIG.V + 1 + LAYOUT.size).astype("<f4")
-    return [{"state.bin": header(verify.MAGIC, verify.VERSION, 2, 3) + ids.tobytes() + numbers.tobytes()}]
+    return [{"state.bin": header(llmc.STATE_MAGIC, llmc.STATE_VERSION, 2, 3) + ids.tobytes() + numbers.tobytes()}]
 
 
 def read_state(folder):
-    state = verify.read_state(folder / "state.bin", CONFIG)
+    state = llmc.read_state(folder / "state.bin", CONFIG)
     B, T = state.inputs.shape
     assert state.targets.shape == (B, T) and state.logits.shape == (B, T, CONFIG.V) and type(state.loss) is float
     assert {name: grad.shape for name, grad in state.grads.items()} == LAYOUT.shapes
@@ -142,9 +141,7 @@ def read_state(folder):
 
 
 def foreign_folders():
-    """Hugging Face's, model.safetensors in two parts: in every dtype, one of them with the names and the tensors that
-    a model with a head has.
-    """
+    """Hugging Face folders, with model.safetensors in two parts: one per dtype, one of them with a head."""
     sizes = {key: getattr(CONFIG, name) for name, key in huggingface.FOREIGN_SIZES.items()}
     config = json.dumps({"model_type": "gpt2", "n_inner": None} | sizes | huggingface.ARCHITECTURE).encode()
     shapes = {name: shape for name, _, _, shape in huggingface._pieces(CONFIG)}
@@ -164,7 +161,7 @@ def foreign_folders():
 
 
 def with_length(parts):
-    """The files of a Hugging Face folder whose header has the length that is said, however damaged."""
+    """Assembles a Hugging Face folder whose header length is right, however damaged the header."""
     head = parts["header"]
     weights = len(head).to_bytes(8, "little") + head + parts["tensors"]
     return {"config.json": parts["config.json"], "model.safetensors": weights}
@@ -189,7 +186,7 @@ def read_evaluation(folder):
 
 def read_vocabulary(folder):
     def refuse(*args):
-        raise UnavailableError("there is no network")
+        raise UnavailableError("no network")
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
         test_tokenizer.pin_byte_vocabulary(patch)
@@ -200,14 +197,14 @@ def read_vocabulary(folder):
 
 
 def optimizer():
-    """What of an optimizer a checkpoint is made of, and read into."""
+    """A stub of an optimizer, to save in a checkpoint and to load one into."""
     model = types.SimpleNamespace(config=CONFIG, params_flat=parameters())
     moments = np.arange(2 * LAYOUT.size, dtype=np.float32).reshape(2, -1)
     return types.SimpleNamespace(model=model, m=moments[0], v=moments[1], steps=7)
 
 
 def checkpoint_folders():
-    """One with a pair, one with two."""
+    """Run folders with one checkpoint and with two."""
     folders = []
     for steps in ((3,), (3, 5)):
         with tempfile.TemporaryDirectory() as folder:
@@ -222,7 +219,7 @@ def checkpoint_folders():
 
 
 def read_checkpoint(folder):
-    """Whatever is damaged, what is found is a pair as it was saved."""
+    """Whatever is damaged, the checkpoint found is one that was saved."""
     reports = []
     found = checkpoint.find(folder, reports.append)
     for report in reports:
@@ -236,7 +233,7 @@ def read_checkpoint(folder):
 
 
 def sealed_folders():
-    """A pair, its state in parts."""
+    """One checkpoint, its state in parts."""
     state = CHECKPOINTS[0]["state_00000003.bin"]
     start, end = HEADER_BYTES, len(state) - checkpoint.DIGEST_BYTES
     middle = end - 2 * 4 * LAYOUT.size
@@ -245,7 +242,7 @@ def sealed_folders():
 
 
 def sealed(parts):
-    """The pair with the length and the checksum of what the state holds, however damaged."""
+    """Assembles a checkpoint whose length and checksum are right, however damaged its contents."""
     length = len(parts["facts"]).to_bytes(4, "little")
     body = parts["header"][:8] + length + parts["header"][12:] + parts["facts"] + parts["moments"]
     return {"model_00000003.bin": parts["model"], "state_00000003.bin": body + hashlib.sha256(body).digest()}
@@ -303,7 +300,7 @@ DONORS = [part for reader in READERS.values() for part in reader.folders[0].valu
 
 @st.composite
 def positions(draw, data):
-    """Anywhere, but mostly among the first fields of a header, at the start of what follows it, or near the end."""
+    """Any position, but mostly in the first header fields, just after the header, or near the end."""
     end = len(data)
     first, last = draw(st.sampled_from(((0, 40), (1024, 1064), (end * 3 // 4, end), (0, end))))
     return draw(st.integers(min(first, end), min(last, end)))
@@ -370,7 +367,7 @@ def replace(data):
 
 @st.composite
 def damaged(draw, folders):
-    """One of the folders with up to three damages, each to one of its parts."""
+    """One of the folders, with one to three damages, each to one part."""
     parts = dict(draw(st.sampled_from(folders)))
     for _ in range(draw(st.sampled_from((1, 1, 2, 3)))):
         name = draw(st.sampled_from(sorted(parts)))
@@ -382,7 +379,7 @@ def damaged(draw, folders):
 
 @contextlib.contextmanager
 def limits(bytes):
-    """Lets the block neither hang, nor take more memory than `bytes`, nor warn (of what was left open, for one)."""
+    """Fails if the block hangs, allocates more than `bytes`, or warns, for example of a file left open."""
 
     def hang(*args):
         pytest.fail(f"still reading after {SECONDS} seconds")
@@ -404,13 +401,13 @@ def limits(bytes):
 
 
 def check_message(message, folder):
-    """One line that begins with a path in the folder, or names one of its files."""
+    """Asserts that a message is one line that starts with a path in the folder or names one of its files."""
     assert message.isprintable() and len(message) <= LONGEST_MESSAGE
     assert message.startswith(str(folder)) or any(path.name in message for path in folder.iterdir())
 
 
 def put(files, folder):
-    """Makes these the folder's only files; returns their size in bytes."""
+    """Makes these the folder's only files. Returns their total size in bytes."""
     for path in folder.iterdir():
         path.unlink()
     for name, data in files.items():
@@ -443,10 +440,10 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, reader):
             assert accepted in reader.accepts
             reached.add(accepted)
 
-    # Without limits, for what is done once only, such as imports.
+    # Without limits first, because of one-time costs such as imports.
     for parts in reader.folders:
         put(reader.assemble(parts), tmp_path)
         assert is_accepted(reader.read, tmp_path)
     for seed in range(SEEDS):
         hypothesis.seed(seed)(check)()
-    assert reached == set(reader.accepts), "the damages prove nothing of one or the other"
+    assert reached == set(reader.accepts), "the damage never led to one of the outcomes"

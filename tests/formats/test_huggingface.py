@@ -1,3 +1,5 @@
+"""Hugging Face folders: round trip, tensor by tensor, and every kind of unsupported or malformed one."""
+
 import dataclasses
 import json
 import tracemalloc
@@ -17,14 +19,14 @@ FIELDS = {"model_type": "gpt2", "n_positions": 5, "vocab_size": 7, "n_layer": 2,
 
 
 def tensors():
-    """Hugging Face's tensors, and the flat array they must become: written out, not by the table under test."""
+    """Returns Hugging Face's tensors and the flat array they must become, independently of the table under test."""
     random = np.random.default_rng(0)
     foreign = {}
     params = np.zeros(parameter_layout(CONFIG).size, dtype=np.float32)
     views = parameter_layout(CONFIG).views(params)
 
     def add(name, shape, transpose=False):
-        # Multiples of 1/16, so that float16 holds them exactly.
+        # Multiples of 1/16, exact in float16.
         foreign[name] = (random.integers(-64, 64, shape) / 16).astype(np.float32)
         return foreign[name].T if transpose else foreign[name]
 
@@ -56,7 +58,7 @@ def write_folder(folder, foreign, **fields):
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_folder_becomes_the_flat_array(tmp_path, prefix, dtype):
+def test_a_folder_becomes_the_flat_array(tmp_path, prefix, dtype):
     foreign, params = tensors()
     foreign = {name: array.astype(dtype) for name, array in foreign.items()}
     for l in range(2):
@@ -79,8 +81,8 @@ def with_tensor(name, array):
 
 
 WRONG_TENSORS = {
-    "one missing": (without("h.1.mlp.c_fc.bias"), "h.1.mlp.c_fc.bias is missing"),
-    "embedding missing": (without("wte.weight"), "wte.weight is missing"),
+    "one missing": (without("h.1.mlp.c_fc.bias"), "h.1.mlp.c_fc.bias, which config.json implies, is missing"),
+    "embedding missing": (without("wte.weight"), "wte.weight, which config.json implies, is missing"),
     "not transposed": (
         with_tensor("h.0.attn.c_attn.weight", np.zeros((12, 4), np.float32)),
         r"h.0.attn.c_attn.weight has shape \(12, 4\), expected \(4, 12\)",
@@ -95,7 +97,7 @@ WRONG_TENSORS = {
         with_tensor("lm_head.weight", np.zeros((8, 4), np.float32)),
         r"lm_head.weight has .*8, 4",
     ),
-    "twice": (with_tensor("transformer.ln_f.bias", np.zeros(4, np.float32)), "holds a tensor twice"),
+    "twice": (with_tensor("transformer.ln_f.bias", np.zeros(4, np.float32)), "a tensor occurs twice"),
 }
 
 
@@ -111,23 +113,23 @@ def test_wrong_tensors(tmp_path, change, message):
 
 
 def test_bfloat16_is_widened(tmp_path):
-    foreign, params = tensors()  # 8 bits hold them exactly
+    foreign, params = tensors()  # exact in bfloat16
     halves = {name: (array.view(np.uint32) >> 16).astype(np.uint16) for name, array in foreign.items()}
     write_folder(tmp_path, {name: half.view(np.float16) for name, half in halves.items()})
     path = tmp_path / "model.safetensors"
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
-    header = data[8 : 8 + length].replace(b'"F16"', b'"BF16"')  # as wide, so the offsets hold
+    header = data[8 : 8 + length].replace(b'"F16"', b'"BF16"')  # of the same width, so the offsets stay valid
     path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
     assert np.array_equal(huggingface.load_folder(tmp_path)[1], params)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["wte.weight", "h.1.attn.c_attn.weight", "ln_f.bias"])
-def test_numbers_that_are_not_finite(tmp_path, name, value):
+def test_non_finite_values_are_refused(tmp_path, name, value):
     foreign, _ = tensors()
     foreign[name].flat[-1] = value
-    with pytest.raises(UserError, match=f"tensor {name} holds a number that is not finite"):
+    with pytest.raises(UserError, match=f"tensor {name} contains a NaN or an infinity"):
         huggingface.load_folder(write_folder(tmp_path, foreign))
 
 
@@ -149,7 +151,7 @@ def test_numbers_that_are_not_finite(tmp_path, name, value):
         ("n_embd", None),
     ],
 )
-def test_other_architectures(tmp_path, key, value):
+def test_unsupported_architectures(tmp_path, key, value):
     write_folder(tmp_path, tensors()[0], **{key: value})
     with pytest.raises(UserError, match=key) as caught:
         huggingface.load_folder(tmp_path)
@@ -163,19 +165,19 @@ def test_other_architectures(tmp_path, key, value):
         ({"n_head": 3}, "4 channels.*3 heads"),
         ({"n_layer": 0}, "L=0"),
         ({"n_layer": 2**40}, "L="),
-        ({"n_layer": 2**31 - 1}, "h.2.ln_1.weight is missing"),
+        ({"n_layer": 2**31 - 1}, "h.2.ln_1.weight, .* is missing"),
         ({"n_layer": 1}, "h.1.* does not belong"),
         ({"n_positions": 2**31 - 1}, r"wpe.weight has shape \(5, 4\)"),
     ],
 )
-def test_sizes_that_do_not_fit(tmp_path, fields, message):
+def test_sizes_that_do_not_match_the_tensors(tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         huggingface.load_folder(write_folder(tmp_path, tensors()[0], **fields))
 
 
 @pytest.mark.parametrize("key", ["model_type", "activation_function", "n_layer", "n_inner"])
 @pytest.mark.parametrize("value", ["\n\u2028\x1b\ud800", "x" * 5000, [[]] * 5000, 10**4000])
-def test_whatever_stands_in_the_configuration_the_message_is_one_short_line(tmp_path, key, value):
+def test_whatever_the_configuration_contains_the_message_is_one_short_line(tmp_path, key, value):
     write_folder(tmp_path, tensors()[0], **{key: value})
     with pytest.raises(UserError) as caught:
         huggingface.load_folder(tmp_path)
@@ -184,8 +186,8 @@ def test_whatever_stands_in_the_configuration_the_message_is_one_short_line(tmp_
 
 @pytest.mark.parametrize("text", ["\n\u2028\x1b", "x" * 5000])
 @pytest.mark.parametrize("old", ["F32", "ln_f.bias", "shape"])
-def test_whatever_stands_in_the_header_the_message_is_one_short_line(tmp_path, old, text):
-    # Of a dtype that it does not know, safetensors repeats all that stands there.
+def test_whatever_the_header_contains_the_message_is_one_short_line(tmp_path, old, text):
+    # safetensors echoes an unknown dtype in full.
     write_folder(tmp_path, tensors()[0])
     path = tmp_path / "model.safetensors"
     data = path.read_bytes()
@@ -199,7 +201,7 @@ def test_whatever_stands_in_the_header_the_message_is_one_short_line(tmp_path, o
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b'"gpt2"', b"null", b"{}"])
-def test_config_that_is_not_a_configuration(tmp_path, content):
+def test_an_invalid_config_json(tmp_path, content):
     write_folder(tmp_path, tensors()[0])
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config.json: (not valid JSON|expected a JSON object|model_type is None)"):
@@ -207,7 +209,7 @@ def test_config_that_is_not_a_configuration(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_file_missing_from_the_folder(tmp_path, name):
+def test_a_missing_file(tmp_path, name):
     write_folder(tmp_path, tensors()[0])
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name}: No such file"):
@@ -232,7 +234,7 @@ def test_corrupt_safetensors(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_written_folder_has_the_tensors_of_hugging_face(tmp_path):
+def test_a_written_folder_has_hugging_faces_tensors(tmp_path):
     foreign, params = tensors()
     huggingface.save_folder(tmp_path, CONFIG, params, end_of_text=6)
     stored = load_file(tmp_path / "model.safetensors")
@@ -249,7 +251,7 @@ def test_written_folder_has_the_tensors_of_hugging_face(tmp_path):
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"bos_token_id": 6, "eos_token_id": 6}
 
 
-def test_written_folder_is_read_back_bit_for_bit(tmp_path):
+def test_a_written_folder_is_read_back_bit_for_bit(tmp_path):
     rng = np.random.default_rng(1)
     params = tensors()[1]
     params[params != 0] = rng.standard_normal(np.count_nonzero(params))
@@ -271,7 +273,7 @@ def test_every_depth_and_number_of_heads(tmp_path, name):
     assert np.array_equal(read, params)
 
 
-def test_bfloat16_folder_holds_what_8_bits_hold(tmp_path):
+def test_a_bfloat16_folder_round_trips(tmp_path):
     foreign, params = tensors()
     huggingface.save_folder(tmp_path, CONFIG, params, "bfloat16")
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -304,7 +306,7 @@ def test_the_model_is_in_memory_once_with_one_tensor(tmp_path):
     finally:
         tracemalloc.stop()
     assert np.array_equal(read, params)
-    # The table of tensors and a chunk on its way come on top.
+    # Plus the table of tensors and a chunk being converted.
     assert writing - before < 4 * tensor + 16 * llmc.CHUNK
     assert reading - before_reading < 4 * size + 4 * tensor + 16 * llmc.CHUNK
-    assert 4 * size > 2 * (4 * tensor + 16 * llmc.CHUNK), "else a second model would pass unnoticed"
+    assert 4 * size > 2 * (4 * tensor + 16 * llmc.CHUNK), "too small a model to notice a second copy"

@@ -1,3 +1,5 @@
+"""Model and token files in llm.c's format: byte layout, round trip, and every kind of malformed file."""
+
 import errno
 import io
 import os
@@ -19,7 +21,7 @@ PADDED = parameter_layout(CONFIG)
 
 
 def parameters(padding=0):
-    """Padded parameters 1, 2, 3, ..., exact in bfloat16's 8 bits through the division, `padding` in wte's last rows."""
+    """Padded parameters 1, 2, 3, ... modulo 128, divided to be exact in bfloat16; `padding` in wte's padding rows."""
     params = np.full(PADDED.size, padding, dtype=np.float32)
     real = np.arange(1, UNPADDED.size + 1, dtype=np.float32) % 128 / 16
     params[: 7 * 4] = real[: 7 * 4]
@@ -80,18 +82,18 @@ def test_chunks_of_any_size_read_the_same(tmp_path, monkeypatch, version, chunk)
     assert np.array_equal(llmc.load_model(path)[1], params)
 
 
-def test_rows_that_pad_the_vocabulary_are_zero_whatever_the_file_holds(tmp_path):
+def test_padding_rows_are_zero_whatever_the_file_contains(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(file_bytes(HEADER, parameters(padding=9)))
     assert np.array_equal(llmc.load_model(path)[1], parameters())
 
 
 @pytest.mark.parametrize("name", ["wte", "fcprojw", "lnfb"])
-def test_numbers_that_are_not_finite(tmp_path, name):
+def test_non_finite_values_are_refused(tmp_path, name):
     params = parameters()
     PADDED.views(params)[name].flat[0] = np.nan
     llmc.save_model(tmp_path / "x.bin", CONFIG, params)
-    with pytest.raises(UserError, match=f"x.bin: tensor {name} holds a number that is not finite"):
+    with pytest.raises(UserError, match=f"x.bin: tensor {name} contains a NaN or an infinity"):
         llmc.load_model(tmp_path / "x.bin")
 
 
@@ -99,19 +101,19 @@ def test_numbers_that_are_not_finite(tmp_path, name):
     ("bits", "expected"),
     [
         (0x3F80_0000, 0x3F80),
-        (0x3F80_7FFF, 0x3F80),  # below the middle
-        (0x3F80_8000, 0x3F80),  # in the middle: to the even one, below
-        (0x3F80_8001, 0x3F81),  # above the middle
+        (0x3F80_7FFF, 0x3F80),  # below the midpoint
+        (0x3F80_8000, 0x3F80),  # the midpoint: to even, down
+        (0x3F80_8001, 0x3F81),  # above the midpoint
         (0x3F81_7FFF, 0x3F81),
-        (0x3F81_8000, 0x3F82),  # in the middle: to the even one, above
-        (0xBF81_8000, 0xBF82),  # the sign has no part in it
-        (0x3FFF_8000, 0x4000),  # into the exponent
+        (0x3F81_8000, 0x3F82),  # the midpoint: to even, up
+        (0xBF81_8000, 0xBF82),  # the sign does not matter
+        (0x3FFF_8000, 0x4000),  # carries into the exponent
         (0x0000_8001, 0x0001),  # subnormal
-        (0x8000_0000, 0x8000),  # minus zero
-        (0x7F7F_FFFF, 0x7F80),  # the largest float32 is nearer to what would follow bfloat16's largest
+        (0x8000_0000, 0x8000),  # negative zero
+        (0x7F7F_FFFF, 0x7F80),  # the largest float32 rounds to infinity
         (0x7F80_0000, 0x7F80),  # infinity
-        (0x7F80_0001, 0x7FC0),  # a NaN whose upper half looks like infinity
-        (0xFFFF_FFFF, 0xFFFF),  # a NaN that rounding would carry over to zero
+        (0x7F80_0001, 0x7FC0),  # a NaN whose upper half is infinity
+        (0xFFFF_FFFF, 0xFFFF),  # a NaN that rounding would overflow to zero
     ],
 )
 def test_rounding_to_bfloat16(bits, expected):
@@ -129,13 +131,13 @@ def test_rounding_to_bfloat16_is_to_the_nearest():
 def test_version_5_is_written_byte_for_byte(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(llmc, "CHUNK", chunk)
     path = tmp_path / "x.bin"
-    llmc.save_model(path, CONFIG, parameters() * np.float32(1 + 2**-12), "bfloat16")  # rounds back to parameters()
+    llmc.save_model(path, CONFIG, parameters() * np.float32(1 + 2**-12), "bfloat16")  # rounds to parameters()
     assert path.read_bytes() == file_bytes(
         [20240326, 5, *HEADER[2:]], (parameters().view(np.uint32) >> 16).astype("<u2")
     )
 
 
-def test_mapped_file_is_the_model_and_never_written(tmp_path):
+def test_a_mapped_file_is_never_written(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(GOOD)
     config, params = llmc.map_model(path)
@@ -146,7 +148,7 @@ def test_mapped_file_is_the_model_and_never_written(tmp_path):
     assert path.read_bytes() == GOOD
 
 
-def test_mapped_file_is_not_read(tmp_path, monkeypatch):
+def test_a_mapped_file_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "x.bin"
     llmc.save_model(path, CONFIG, np.full(PADDED.size, np.nan, np.float32))
     monkeypatch.setattr(llmc, "allocate", lambda *args: pytest.fail("allocated"))
@@ -163,22 +165,26 @@ def test_mapped_file_is_not_read(tmp_path, monkeypatch):
         ("distilgpt2", (6, 12, 768), 81_948_672),
     ],
 )
-def test_files_of_every_size(tmp_path, name, sizes, numbers):
+def test_files_of_every_released_size(tmp_path, name, sizes, numbers):
     path = tmp_path / "x.bin"
     path.write_bytes(file_bytes([20240326, 3, 1024, 50257, *sizes, 50304], np.zeros(0)))
-    os.truncate(path, 1024 + 4 * numbers)  # a hole, which takes no room on the disk
+    os.truncate(path, 1024 + 4 * numbers)  # a sparse file
     config, params = llmc.map_model(path)
     assert config == PRESETS[name]
     assert params.size == numbers
 
 
 @pytest.mark.parametrize("version", [1, 5])
-def test_versions_that_cannot_be_mapped_are_read(tmp_path, version):
+def test_versions_that_cannot_be_mapped_are_read_with_their_header_read_once(tmp_path, monkeypatch, version):
     params = parameters()
     body = {1: np.concatenate([params[:28], params[512:]]), 5: (params.view(np.uint32) >> 16).astype("<u2")}
     path = tmp_path / "x.bin"
     path.write_bytes(file_bytes([20240326, version, *HEADER[2:]], body[version]))
+    headers = []
+    read_header = llmc.read_header
+    monkeypatch.setattr(llmc, "read_header", lambda *args: headers.append(args) or read_header(*args))
     assert np.array_equal(llmc.map_model(path)[1], params)
+    assert len(headers) == 1
 
 
 WRONG = {
@@ -202,7 +208,7 @@ WRONG = {
     "C": (changed(6, 8), "truncated"),
     "Vp": (changed(7, 256), "padded to 256 rows, expected 128"),
     "Vp absent": (changed(7, 0), "padded to 0 rows, expected 128"),
-    "all sizes at their largest": (
+    "all sizes at their maximum": (
         file_bytes([20240326, 1, *[2**31 - 1] * 5], np.zeros(1)),
         r"truncated: 1,032 bytes, expected 4\d\d,\d\d\d,",
     ),
@@ -210,7 +216,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG.keys())
-def test_wrong_files_are_refused_before_anything_is_allocated(tmp_path, monkeypatch, content, message):
+def test_malformed_files_are_refused_before_anything_is_allocated(tmp_path, monkeypatch, content, message):
     path = tmp_path / "x.bin"
     path.write_bytes(content)
     monkeypatch.setattr(llmc.np, "zeros", lambda *args, **kwargs: pytest.fail("allocated"))
@@ -222,13 +228,13 @@ def test_wrong_files_are_refused_before_anything_is_allocated(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("name", ["missing.bin", "."])
-def test_paths_that_are_no_file(tmp_path, name):
+def test_paths_that_are_not_files(tmp_path, name):
     with pytest.raises(UserError, match=r"No such file|Is a directory"):
         llmc.load_model(tmp_path / name)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read anything")
-def test_unreadable_file(tmp_path):
+def test_an_unreadable_file(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(GOOD)
     path.chmod(0)
@@ -237,12 +243,12 @@ def test_unreadable_file(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 4, 11])
-def test_file_cut_off_while_it_is_read(kept):
-    with pytest.raises(UserError, match=r"x\.bin: tensor wte ends early: the file has been cut off meanwhile"):
+def test_a_file_truncated_while_being_read(kept):
+    with pytest.raises(UserError, match=r"x\.bin: tensor wte ends early: the file was truncated while being read"):
         llmc.read_floats(io.BytesIO(bytes(kept)), np.empty(3, np.float32), "float32", "x.bin: tensor wte")
 
 
-def test_full_disk_keeps_the_old_model(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_model(tmp_path, monkeypatch):
     class FullDisk(io.FileIO):
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -280,3 +286,13 @@ def test_the_model_is_in_memory_only_once(tmp_path, version):
         tracemalloc.stop()
     assert loading < 4 * size + 16 * llmc.CHUNK
     assert saving - before < 30 * llmc.CHUNK < 4 * size
+
+
+def test_token_files_are_written_byte_for_byte_and_read_back(tmp_path):
+    path, tokens = tmp_path / "x.bin", [5, 0, 65535, 7, 1]
+    llmc.write_tokens(path, tokens)
+    assert path.read_bytes() == file_bytes([20240520, 1, 5], np.array(tokens, "<u2"))
+    for room in (10, 9):
+        read = llmc.open_tokens(path, room)
+        assert read.dtype == np.uint16 and read.tolist() == tokens
+        assert isinstance(read, np.memmap) == (room < 10)

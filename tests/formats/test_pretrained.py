@@ -1,4 +1,4 @@
-"""Weights by name: files, folders, and a hub on this machine that answers as Hugging Face's does."""
+"""Weights by name: files, folders, and a local server that acts as the Hugging Face hub."""
 
 import contextlib
 import hashlib
@@ -34,7 +34,7 @@ def parameters(config=CONFIG):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A Hugging Face folder with a small model."""
+    """A small model in a Hugging Face folder."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     huggingface.save_folder(folder, CONFIG, parameters())
@@ -56,23 +56,23 @@ def test_files_and_folders(tmp_path, folder, kind, writable):
         assert_is_the_model(load_weights(kind(tmp_path / name), writable=writable))
 
 
-def test_writable_decides_whether_a_file_is_mapped(tmp_path, monkeypatch):
+def test_a_file_is_mapped_unless_writable(tmp_path, monkeypatch):
     save_model(tmp_path / "x.bin", CONFIG, np.full(parameters().size, np.nan, np.float32))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="NaN or an infinity"):
         load_weights(tmp_path / "x.bin")
     monkeypatch.setattr(llmc, "allocate", lambda *args: pytest.fail("read"))
     assert np.isnan(load_weights(tmp_path / "x.bin", writable=False)[1]).all()
 
 
 @pytest.mark.parametrize("name", ["missing.bin", "folder/missing.bin"])
-def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch, name):
+def test_a_missing_file_is_not_looked_for_on_the_hub(monkeypatch, name):
     monkeypatch.setattr(pretrained, "fetch", lambda *args: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match=rf"^{name}: No such file or directory$"):
         load_weights(name)
 
 
 @pytest.mark.parametrize("name", ["gpt5", "a/b/c", "./a", "../a", "/a", "a/", "a b/c"])
-def test_names_that_are_none(monkeypatch, tmp_path, name):
+def test_invalid_names(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrained, "fetch", lambda *args: pytest.fail("asked the hub"))
     with pytest.raises(
@@ -83,9 +83,9 @@ def test_names_that_are_none(monkeypatch, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_a_file_of_hugging_face_is_named_by_its_folder(tmp_path, name):
+def test_a_hugging_face_model_is_named_by_its_folder(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\3\4" + bytes(2000))
-    with pytest.raises(UserError, match=f"{name}: not a model file in llm.c's format.*named by its folder"):
+    with pytest.raises(UserError, match=f"{name}: not a model file in llm.c's format.*name its folder"):
         load_weights(tmp_path / name)
 
 
@@ -101,7 +101,7 @@ def test_released_names_and_their_full_names(monkeypatch):
     assert fetched[2] == ("openai-community/gpt2-large", "model.safetensors", None)
 
 
-def test_a_released_name_is_the_hubs_whatever_folder_is_called_so(tmp_path, folder, monkeypatch):
+def test_a_released_name_means_the_hub_even_if_there_is_such_a_folder(tmp_path, folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder.rename("gpt2-xl")
     monkeypatch.setattr(pretrained, "fetch", lambda *args: pytest.fail("asked the hub"))
@@ -112,27 +112,30 @@ def test_a_released_name_is_the_hubs_whatever_folder_is_called_so(tmp_path, fold
 
 @pytest.mark.parametrize("writable", [True, False])
 @pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2"])
-def test_gpt2_already_converted_is_used(tmp_path, monkeypatch, name, writable):
+def test_a_converted_gpt2_is_used(tmp_path, monkeypatch, name, writable):
     monkeypatch.setitem(PRESETS, "gpt2", CONFIG)
     monkeypatch.setattr(pretrained, "fetch_gpt2", lambda: pytest.fail("fetched"))
     save_model(tmp_path / "gpt2_124M.bin", CONFIG, parameters())
     assert_is_the_model(load_weights(name, tmp_path, writable))
 
 
-def test_converted_file_of_another_size_is_refused(tmp_path):
+def test_a_converted_file_of_another_size_is_refused(tmp_path):
     save_model(tmp_path / "gpt2_124M.bin", CONFIG, parameters())
     with pytest.raises(UserError, match=r"gpt2_124M.bin: expected GPT-2 124M.*L=2"):
         load_weights("gpt2", tmp_path)
 
 
-def test_fetched_gpt2_is_converted_and_kept(tmp_path, folder, monkeypatch):
+def test_a_downloaded_gpt2_is_converted_and_kept(tmp_path, folder, monkeypatch):
     monkeypatch.setitem(PRESETS, "gpt2", CONFIG)
     monkeypatch.setattr(pretrained, "fetch_gpt2", lambda: folder / "model.safetensors")
     assert_is_the_model(load_weights("gpt2", str(tmp_path / "new")))
     assert_is_the_model(load_model(tmp_path / "new" / "gpt2_124M.bin"))
+    monkeypatch.setenv("GPT2_DATA_DIR", str(tmp_path / "default"))
+    assert_is_the_model(load_weights("gpt2"))
+    assert_is_the_model(load_model(tmp_path / "default" / "gpt2_124M.bin"))
 
 
-def test_nothing_is_kept_when_fetching_fails(tmp_path, monkeypatch):
+def test_nothing_is_kept_when_the_download_fails(tmp_path, monkeypatch):
     def refuse():
         raise UnavailableError("no network")
 
@@ -142,12 +145,12 @@ def test_nothing_is_kept_when_fetching_fails(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-# A training run's folder.
+# Run folders.
 
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """An output folder with the models of two steps, of which the manifest names the second."""
+    """A run folder with the models of two steps; the manifest names the second."""
     folder = tmp_path / "out"
     folder.mkdir()
     save_model(folder / "model_00000040.bin", CONFIG, parameters())
@@ -158,31 +161,31 @@ def run_folder(tmp_path):
 
 @pytest.mark.parametrize("writable", [True, False])
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
-def test_a_runs_folder_is_its_newest_model(run_folder, kind, writable):
+def test_a_run_folder_means_its_newest_model(run_folder, kind, writable):
     assert_is_the_model(load_weights(kind(run_folder), writable=writable))
     assert_is_the_model(pretrained.load_path(kind(run_folder), writable))
     assert load_config(kind(run_folder)) == CONFIG
 
 
-def test_a_hugging_face_folder_with_checkpoints_is_one_of_hugging_faces(folder):
+def test_a_hugging_face_folder_with_a_manifest_is_a_hugging_face_folder(folder):
     (folder / checkpoint.MANIFEST).write_text("{}")
     assert_is_the_model(load_weights(folder))
     assert load_config(folder) == CONFIG
 
 
 @pytest.mark.parametrize("load", [load_weights, load_config])
-def test_a_runs_folder_without_its_model(run_folder, load):
+def test_a_run_folder_without_its_model(run_folder, load):
     (run_folder / "model_00000040.bin").unlink()
-    with pytest.raises(UserError, match=r"model_00000040.bin: no such file, but checkpoints.json names it"):
+    with pytest.raises(UserError, match=r"model_00000040.bin: no such file, although checkpoints.json names it"):
         load(run_folder)
 
 
-# Sizes alone.
+# Configs without weights.
 
 
 @pytest.fixture
 def no_weights(monkeypatch):
-    """Nothing that reads or fetches weights can be called."""
+    """Fails the test on any call that reads or downloads weights."""
     for name in ("load_model", "map_model", "load_folder", "read_weights", "fetch", "fetch_gpt2"):
         monkeypatch.setattr(pretrained, name, lambda *args, name=name: pytest.fail(name))
 
@@ -212,14 +215,14 @@ def test_sizes_of_a_model_on_the_hub(tmp_path, folder, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpt5", "no such file or folder; expected FILE.bin, the folder of a training run, a Hugging Face folder"),
+        ("gpt5", "no such file or folder; expected FILE.bin, a run folder, a Hugging Face folder"),
         ("missing.bin", "missing.bin: No such file or directory"),
         ("short.bin", "short.bin: 5 bytes, but a model file starts with"),
         ("cut.bin", "cut.bin: truncated"),
         ("empty", "empty/config.json: No such file or directory"),
     ],
 )
-def test_names_that_are_none_have_no_sizes_either(tmp_path, monkeypatch, load, name, message):
+def test_invalid_names_have_no_config_either(tmp_path, monkeypatch, load, name, message):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("empty").mkdir()
     pathlib.Path("short.bin").write_bytes(b"short")
@@ -229,12 +232,12 @@ def test_names_that_are_none_have_no_sizes_either(tmp_path, monkeypatch, load, n
         load(name)
 
 
-# The hub: a server on this machine that answers as the hub's "resolve" address does, asked by a process of its own
-# because huggingface_hub reads its environment when it is imported.
+# The hub: a local server that implements the hub's "resolve" URL, used from a subprocess because huggingface_hub reads
+# its environment on import.
 
 CONTENT = b"the weights" * 1000
 ADDRESS = f"/openai-community/gpt2/resolve/{pretrained.GPT2_REVISION}/model.safetensors"
-# The package without its model: with that, the compiler's import would take most of a test.
+# The package without its __init__, which imports the model and so the compiler: that would take most of a test.
 BEGINNING = f"""
 import sys, types
 sys.modules["gpt2"] = types.ModuleType("gpt2")
@@ -295,7 +298,7 @@ def serving(handler):
 
 
 def fetch(home, endpoint, content=CONTENT, **environment):
-    """Runs fetch_gpt2 in a process of its own, expecting `content`, with its cache in `home`."""
+    """Runs fetch_gpt2 in a subprocess, expecting `content`, with the hub's cache in `home`."""
     return run(FETCH, hashlib.sha256(content).hexdigest(), home, endpoint, **environment)
 
 
@@ -308,7 +311,7 @@ def run(program, argument, home, endpoint, **environment):
         env=inherited | ours | environment,
         capture_output=True,
         text=True,
-        timeout=20,  # huggingface_hub by itself goes on for longer
+        timeout=20,  # huggingface_hub by itself would retry for longer
     )
 
 
@@ -336,7 +339,7 @@ def test_weights_are_downloaded_once(tmp_path):
     assert (offline.returncode, offline.stdout) == (0, first.stdout)
 
 
-def test_corrupt_download_is_refused_and_says_which_file_to_delete(tmp_path):
+def test_a_corrupt_download_is_refused_and_the_file_to_delete_named(tmp_path):
     class Corrupt(Hub):
         content = CONTENT[:-1] + b"X"
 
@@ -351,14 +354,14 @@ def test_corrupt_download_is_refused_and_says_which_file_to_delete(tmp_path):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
-def test_hub_that_refuses(tmp_path, status):
+def test_a_hub_that_refuses(tmp_path, status):
     with serving(type("Refusing", (Hub,), {"status": status})) as (server, endpoint):
-        assert_refused(fetch(tmp_path, endpoint), "cannot fetch model.safetensors", str(status))
+        assert_refused(fetch(tmp_path, endpoint), "cannot download model.safetensors", str(status))
         assert server.requests.count(f"HEAD {ADDRESS}") == 1
         assert f"GET {ADDRESS}" not in server.requests
 
 
-def test_server_that_is_no_hub(tmp_path):
+def test_a_server_that_is_not_a_hub(tmp_path):
     class Website(Hub):
         def do_HEAD(self):
             self.send_response(200)
@@ -366,37 +369,37 @@ def test_server_that_is_no_hub(tmp_path):
             self.end_headers()
 
     with serving(Website) as (_, endpoint):
-        assert_refused(fetch(tmp_path, endpoint), "cannot fetch model.safetensors")
+        assert_refused(fetch(tmp_path, endpoint), "cannot download model.safetensors")
 
 
-def test_no_server_fails_at_once_and_quietly(tmp_path):
+def test_without_a_server_it_fails_at_once_and_quietly(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        assert_refused(fetch(tmp_path, endpoint), "cannot fetch model.safetensors", "refused")
+        assert_refused(fetch(tmp_path, endpoint), "cannot download model.safetensors", "refused")
 
 
-def test_name_that_does_not_resolve(tmp_path):
-    assert_refused(fetch(tmp_path, "http://no-such-host.invalid"), "cannot fetch model.safetensors")
+def test_a_host_name_that_does_not_resolve(tmp_path):
+    assert_refused(fetch(tmp_path, "http://no-such-host.invalid"), "cannot download model.safetensors")
 
 
-def test_server_that_stalls_is_given_up_within_seconds(tmp_path):
+def test_a_stalling_server_times_out_within_seconds(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert_refused(fetch(tmp_path, endpoint), "cannot fetch model.safetensors", "timed out")
+        assert_refused(fetch(tmp_path, endpoint), "cannot download model.safetensors", "timed out")
 
 
-def test_offline_mode_asks_nobody(tmp_path):
+def test_offline_mode_sends_no_request(tmp_path):
     with serving(Hub) as (server, endpoint):
         assert_refused(fetch(tmp_path, endpoint, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE")
         assert server.requests == []
 
 
-# Any other model.
+# Other models.
 
 
 def serving_folder(folder, **fields):
-    """A hub with one model, someone/theirs, the files of `folder`, with `fields` changed in its config.json."""
+    """A hub with one model, someone/theirs: the files of `folder`, with `fields` changed in its config.json."""
 
     class OneModel(Hub):
         def do_HEAD(self):
@@ -420,7 +423,7 @@ def serving_folder(folder, **fields):
     return serving(OneModel)
 
 
-def test_a_model_of_the_hub_is_fetched_once(tmp_path, folder):
+def test_a_model_on_the_hub_is_downloaded_once(tmp_path, folder):
     expected = f"{CONFIG} {parameters().sum(dtype=float)}\n"
     with serving_folder(folder) as (server, endpoint):
         first = run(LOAD, "someone/theirs", tmp_path, endpoint)
@@ -431,11 +434,11 @@ def test_a_model_of_the_hub_is_fetched_once(tmp_path, folder):
         assert server.requests == []
 
 
-def test_a_model_that_the_hub_does_not_have(tmp_path, folder):
+def test_a_model_that_is_not_on_the_hub(tmp_path, folder):
     with serving_folder(folder) as (_, endpoint):
         result = run(LOAD, "someone/else", tmp_path, endpoint)
     assert_refused(
-        result, "someone/else: no such file or folder, and cannot fetch config.json", "no such model", "hf auth"
+        result, "someone/else: no such file or folder, and cannot download config.json", "no such model", "hf auth"
     )
 
 
@@ -443,7 +446,7 @@ def test_a_model_in_other_files(tmp_path, folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with serving_folder(folder) as (_, endpoint):
         result = run(LOAD, "someone/theirs", tmp_path, endpoint)
-    assert_refused(result, "cannot fetch model.safetensors", "the model there has no model.safetensors")
+    assert_refused(result, "cannot download model.safetensors", "the model has no model.safetensors")
 
 
 def test_a_model_that_asks_for_a_token(tmp_path):
@@ -458,7 +461,7 @@ def test_a_model_that_asks_for_a_token(tmp_path):
         assert_refused(run(LOAD, "someone/theirs", tmp_path, endpoint), "accept the model's terms", "hf auth login")
 
 
-def test_another_architecture_is_refused_before_its_weights_are_fetched(tmp_path, folder):
+def test_another_architecture_is_refused_before_its_weights_are_downloaded(tmp_path, folder):
     with serving_folder(folder, model_type="llama") as (server, endpoint):
         result = run(LOAD, "someone/theirs", tmp_path, endpoint)
         assert not any("safetensors" in request for request in server.requests)
@@ -466,6 +469,6 @@ def test_another_architecture_is_refused_before_its_weights_are_fetched(tmp_path
     assert "config.json: model_type is 'llama', only 'gpt2' is supported" in result.stderr
 
 
-def test_a_model_of_the_hub_without_a_network(tmp_path):
+def test_a_model_on_the_hub_without_a_network(tmp_path):
     result = run(LOAD, "gpt2-xl", tmp_path, "http://no-such-host.invalid")
-    assert_refused(result, "openai-community/gpt2-xl: cannot fetch model.safetensors")
+    assert_refused(result, "openai-community/gpt2-xl: cannot download model.safetensors")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gpt2 import GPT2, GPT2Config
-from gpt2.data.dataset import write_tokens
+from gpt2.formats.llmc import write_tokens
 from tests.support.runs import contents
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

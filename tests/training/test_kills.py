@@ -17,8 +17,8 @@ import pytest
 
 import train_gpt2
 from gpt2 import GPT2, GPT2Config, errors
-from gpt2.data.dataset import write_tokens
 from gpt2.errors import UserError
+from gpt2.formats.llmc import write_tokens
 from gpt2.training import checkpoint
 from tests.support.runs import contents, samples
 

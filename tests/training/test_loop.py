@@ -12,10 +12,9 @@ import pytest
 
 import train_gpt2
 from gpt2 import GPT2, GPT2Config, machine
-from gpt2.data.dataset import write_tokens
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
-from gpt2.formats.llmc import load_model
+from gpt2.formats.llmc import load_model, write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.training import metrics, setup, state
 from gpt2.training.options import FROM_SCRATCH
@@ -30,6 +29,7 @@ KEYS = {"step", "epoch", "train_loss", "grad_norm", "lr", "gradients_ms", "updat
 def folder(tmp_path, monkeypatch):
     """A working folder with a tiny model and tokens that a model can learn: 0, 1, ..., 49 over and over."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPT2_DATA_DIR", "data")
     GPT2(CONFIG, seed=1).save("tiny.bin")
     write_tokens("train.bin", np.arange(2000) % 50)
     write_tokens("val.bin", np.arange(300) % 50)

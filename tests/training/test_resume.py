@@ -12,8 +12,8 @@ import pytest
 
 import train_gpt2
 from gpt2 import GPT2, GPT2Config
-from gpt2.data.dataset import write_tokens
 from gpt2.errors import UserError
+from gpt2.formats.llmc import write_tokens
 from gpt2.formats.run import newest_model
 from gpt2.machine import available_threads, set_threads
 from gpt2.training import checkpoint

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from gpt2 import GPT2, GPT2Config
-from gpt2.data.dataset import write_tokens
+from gpt2.formats.llmc import write_tokens
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 20_000
