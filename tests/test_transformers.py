@@ -138,10 +138,10 @@ def test_training_trajectory(tmp_path, monkeypatch):
     # Text with structure, so that there is something to learn.
     tokens = np.cumsum(np.random.default_rng(3).integers(0, 3, 3 * 30 * 2 * 10 + 1)) % SMALL.V
     write_tokens("train.bin", tokens)
+    theirs = foreign_trajectory(model, tokens, options)
     records = []
     train(options, on_step=lambda state, record: records.append(dict(record)))
     ours = np.array([(record["train_loss"], record["grad_norm"]) for record in records])
-    theirs = foreign_trajectory(model, tokens, options)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert (ours[:, 1] > options.grad_clip).all()  # every step was clipped
     assert ours[-1, 0] < ours[0, 0] - 1
