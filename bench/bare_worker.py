@@ -1,6 +1,6 @@
-"""Times the bare matrix products of a training step, attention's left out: multithreaded, in NumPy and in PyTorch.
+"""Times only the matrix products of a training step, without attention's, multithreaded in NumPy and in PyTorch.
 
-Every product has its outputs allocated beforehand. All layers share one set of arrays for each shape.
+Outputs are allocated in advance. Layers of the same shape share their arrays.
 """
 
 import numpy as np
@@ -8,13 +8,13 @@ import torch
 
 from bench import common
 
-CLASSIFIER_ROWS = 1024  # rows whose logits exist at a time, to keep memory small
+CLASSIFIER_ROWS = 1024  # rows of logits at a time, which limits memory
 
 
 def products(job):
-    """Lists the step's linear layers as (rows, inputs, outputs, how many times the step goes through it)."""
+    """Returns the step's linear layers as a list of (rows, inputs, outputs, times per step)."""
     C, L, V, N = *(job["sizes"][name] for name in "CLV"), job["B"] * job["T"]
-    Vp = -(-V // 128) * 128  # the padded vocabulary, a shape that suits libraries better than GPT-2's 50257
+    Vp = -(-V // 128) * 128  # padded vocabulary: a faster shape for BLAS libraries than 50257
     shapes = [(N, C, 3 * C, L), (N, C, C, L), (N, C, 4 * C, L), (N, 4 * C, C, L)]
     whole, rest = divmod(N, CLASSIFIER_ROWS)
     shapes += [(CLASSIFIER_ROWS, C, Vp, whole)] if whole else []
@@ -22,7 +22,7 @@ def products(job):
 
 
 def layer(rows, inputs, outputs, library):
-    """Returns a function that computes a linear layer's output, input gradient and weight gradient."""
+    """Returns a function that computes a linear layer's output, input gradient and weight gradient in `library`."""
     rng = np.random.default_rng(common.SEED)
     shapes = {"x": (rows, inputs), "w": (outputs, inputs), "dy": (rows, outputs)}
     x, w, dy = (rng.standard_normal(shape, dtype=np.float32) for shape in shapes.values())
@@ -41,7 +41,7 @@ def layer(rows, inputs, outputs, library):
 
 
 def measure(job, library):
-    """Returns the milliseconds of each timed step."""
+    """Returns the milliseconds of each timed step, a list."""
     layers = [(layer(*shape, library), times) for *shape, times in products(job)]
 
     def step():

@@ -1,9 +1,9 @@
-"""What the worker processes share: their job, the batch, the timing of steps, and the line they answer with.
+"""Shared by the worker processes: the job they are given, the batch, timing, and the line of JSON they print.
 
-A worker gets its job as one argument, JSON: `model` (path of a file in llm.c's format), `sizes` (of gpt2.GPT2Config),
-`B`, `T`, `threads`, `warmup_steps`, `steps` (timed ones), and PyTorch's worker `mode` besides ("eager" or "compile").
-A worker that generates gets `cases` (see generate.CASES) in place of what is about steps, and `folder`, the model once
-more in Hugging Face's form.
+A worker's job is its only argument, a JSON object. For training: `model` (path, llm.c's format), `sizes` (of
+gpt2.GPT2Config), `B`, `T`, `threads`, `warmup_steps`, `steps` (the timed ones) and, for PyTorch, `mode` ("eager" or
+"compile"). For generation: `model`, `sizes`, `threads`, `cases` (see generate.CASES) and `folder` (the same model as a
+Hugging Face folder).
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 
 SEED = 1337
 LEARNING_RATE = 1e-4
-WEIGHT_DECAY = 0.1  # of matrices and embeddings only
+WEIGHT_DECAY = 0.1  # on matrices and embeddings only
 WARMUP_TOKENS = 8
 
 
@@ -26,16 +26,16 @@ def read_job():
 
 
 def batch(job):
-    """Returns (tokens, targets), int64 (B,T) each: random, and the same in every process and every step."""
+    """Returns (tokens, targets), int64 (B,T) each: random, identical in every process and step."""
     V = job["sizes"]["V"]
     tokens = np.random.default_rng(SEED).integers(0, V, (job["B"], job["T"] + 1))
     return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
 
 
 def time_steps(step, job):
-    """Calls `step()` for the warm-up and for the timed steps.
+    """Calls `step()` for the warm-up and the timed steps.
 
-    Returns (milliseconds of each timed step, what each step returned, those of the warm-up included).
+    Returns (milliseconds of each timed step, return values of all steps including the warm-up).
     """
     milliseconds, returned = [], []
     for _ in range(job["warmup_steps"] + job["steps"]):
@@ -48,8 +48,8 @@ def time_steps(step, job):
 def time_cases(generate, job):
     """Calls `generate(prompt, new)`, which returns (seconds, tokens (B,new)), for each case, after a short warm-up.
 
-    Returns (dict of case -> median of the seconds, dict of case -> list of each sample's tokens). Prompts are int64
-    (B,prompt), random, the same for all samples and in every process.
+    Returns (dict of case -> median seconds, dict of case -> list of each sample's tokens). Prompts are int64
+    (B,prompt), random, identical for all samples and in every process.
     """
     seconds, tokens = {}, {}
     for name, case in job["cases"].items():
@@ -64,7 +64,7 @@ def time_cases(generate, job):
 
 
 def answer(modules, **measured):
-    """Prints the worker's line of JSON: what it measured, its peak resident memory, and the modules' versions."""
+    """Prints the worker's result as a line of JSON: measurements, peak resident memory, and the modules' versions."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     versions = {"python": platform.python_version()} | {module.__name__: module.__version__ for module in modules}
     peak_bytes = peak if sys.platform == "darwin" else 1024 * peak

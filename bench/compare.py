@@ -1,6 +1,6 @@
-"""Times training steps of this repository and of PyTorch, whole processes in turn; bench/README.md says how to read it.
+"""Times training steps of this trainer and of PyTorch in alternating processes; bench/README.md explains the results.
 
-`python bench/compare.py --setup` makes PyTorch's environment, `python bench/compare.py` measures.
+`python bench/compare.py --setup` creates PyTorch's environment, `python bench/compare.py` measures.
 """
 
 import argparse
@@ -28,19 +28,19 @@ WORK = BENCH / "work"
 RESULTS = BENCH / "results"
 MODES = ("eager", "compile")
 WARMUP_STEPS = 1
-# Where a machine shares its CPUs with others, a process from which they took more than this share of the time runs
-# again, up to so many times; the one that lost least counts, on both sides.
+# On a shared host, a process that loses more than this fraction of CPU time to other machines is run again, up to
+# TRIES runs in all; the least disturbed run counts. This applies to all processes alike.
 MOST_STOLEN, TRIES = 0.05, 4
-# Losses of the first steps must agree: after many, two float32 trainers may well part.
+# Only the first losses must agree: later on, two float32 trainers may diverge.
 CHECKED_STEPS, LOSS_TOLERANCE = 3, 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: what is trained, and what is asked of it.
+    """A row of the table: a training configuration and its targets.
 
-    sizes: of gpt2.GPT2Config. steps: timed ones in each process. target_ratio: PyTorch's time / ours, at least.
-    target_memory: our peak memory / PyTorch's, at most. target_bytes: our peak memory, below.
+    sizes: of gpt2.GPT2Config. steps: timed steps per process. target_ratio: minimum of PyTorch's time / ours.
+    target_memory: maximum of our peak memory / PyTorch's. target_bytes: upper bound on our peak memory.
     """
 
     name: str
@@ -74,7 +74,7 @@ def main(arguments=None):
     if options.setup:
         return set_up()
     if not options.pytorch_python.is_file():
-        raise UserError(f"{options.pytorch_python}: no such file; make it with: python bench/compare.py --setup")
+        raise UserError(f"{options.pytorch_python}: no such file; create it with: python bench/compare.py --setup")
     results, entries = read_results(RESULTS / "compare.json"), {}
     for name in options.rows:
         rounds = run_row(ROWS[name], options)
@@ -85,74 +85,88 @@ def main(arguments=None):
         }
         results[name] = entries[name]
         write_results(RESULTS / "compare.json", results)
-    # Imported only now: a process on Linux starts with its parent's peak memory as its own, and Matplotlib raises it.
+    # Not before the workers run: on Linux a process inherits its parent's peak memory, and Matplotlib raises it.
     from bench import report
 
     print(report.table(entries))
     report.draw(results, RESULTS)
-    print(f"written to {RESULTS}: compare.json (all rows ever measured), compare_time.png, compare_memory.png")
+    print(f"written to {RESULTS}: compare.json (latest result of every row), compare_time.png, compare_memory.png")
 
 
 def parse_arguments(arguments=None):
-    """Returns the options as a namespace; exits with argparse's usual message if they are wrong."""
-    parser = make_parser("Times training steps of this repository and of PyTorch, whole processes in turn.")
+    """Returns the options as a namespace; exits with argparse's message if they are invalid."""
+    parser = make_parser("Times training steps of this trainer and of PyTorch in alternating processes.")
     add = parser.add_argument
-    add("--setup", action="store_true", help="make the environment for PyTorch's side, and measure nothing")
-    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=f"of {', '.join(ROWS)}")
-    add("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE", help=f"PyTorch's: {', '.join(MODES)}")
+    add("--setup", action="store_true", help="create PyTorch's environment and exit")
+    add(
+        "--rows",
+        nargs="+",
+        choices=ROWS,
+        default=list(ROWS),
+        metavar="NAME",
+        help=f"rows: {', '.join(ROWS)}",
+    )
+    add(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        default=list(MODES),
+        metavar="MODE",
+        help=f"modes: {', '.join(MODES)}",
+    )
     return checked(parser, parser.parse_args(arguments))
 
 
 def make_parser(description):
-    """Returns a parser with the options that both benchmarks have; see `checked`."""
+    """Returns a parser with the options that both benchmarks share; see `checked`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add, python = parser.add_argument, VENV / "bin" / "python"
-    add("--pairs", type=int, default=5, metavar="N", help="rounds; each runs every process once")
-    add("--threads", type=int, default=available_threads(), metavar="N", help="of every process")
+    add("--pairs", type=int, default=5, metavar="N", help="rounds, each of which runs every process once")
+    add("--threads", type=int, default=available_threads(), metavar="N", help="threads of every process")
     add("--pytorch-python", type=pathlib.Path, default=python, metavar="PATH", help="PyTorch's interpreter")
     return parser
 
 
 def checked(parser, options):
-    """Returns the options; exits as argparse does if one of make_parser's is wrong."""
-    # The workers start in the repository's folder. Not resolved: an environment's interpreter is a link out of it.
+    """Returns the options; exits as argparse does if one of make_parser's is invalid."""
+    # The workers start in the repository root. Not resolve(): a venv's interpreter is a symlink to the base one.
     options.pytorch_python = options.pytorch_python.absolute()
     if options.pairs < 1:
-        parser.error(f"--pairs {options.pairs}: at least 1 is needed")
+        parser.error(f"--pairs {options.pairs}: expected 1 or more")
     if not 1 <= options.threads <= available_threads():
-        parser.error(f"--threads {options.threads}: choose from 1 to {available_threads()}")
+        parser.error(f"--threads {options.threads}: expected 1 to {available_threads()}")
     return options
 
 
 def set_up():
-    """Makes the environment that PyTorch runs in."""
-    print(f"making {VENV}", flush=True)
+    """Creates PyTorch's environment."""
+    print(f"creating {VENV}", flush=True)
     install = [VENV / "bin" / "python", "-m", "pip", "install", "--requirement", BENCH / "requirements.txt"]
     for command in ([sys.executable, "-m", "venv", "--clear", VENV], install):
         if subprocess.run(command).returncode:
             shutil.rmtree(VENV, ignore_errors=True)
-            raise UserError("PyTorch's environment could not be made: the message stands above")
+            raise UserError("failed to create PyTorch's environment, see above")
 
 
 def ask(python, module, job):
-    """Has a worker of this folder do a job in a process of its own; returns its answer."""
+    """Runs a worker module of this folder in its own process; returns its result, a dict."""
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = os.environ | dict.fromkeys(variables, str(job["threads"]))
     command = [python, "-m", f"bench.{module}", json.dumps(job)]
     process = subprocess.run(command, cwd=BENCH.parent, env=environment, stdout=subprocess.PIPE, text=True)
     if process.returncode:
         print("failed", flush=True)
-        raise UserError(f"{module} ended with {process.returncode}: its message stands above")
+        raise UserError(f"{module} exited with status {process.returncode}, see above")
     if not process.stdout:
-        raise UserError(f"{python}: printed nothing, so it is no Python that can measure; name another")
+        raise UserError(f"{python}: printed nothing; --pytorch-python must be a Python interpreter")
     return json.loads(process.stdout.splitlines()[-1])
 
 
 def run_row(row, options):
-    """Runs all processes of a row; returns a dict of process -> its answer for each round."""
+    """Runs all processes of a row; returns a list of rounds, each a dict of process -> result."""
     workers = {"ours": (sys.executable, "gpt2_worker", {})}
     workers |= {mode: (options.pytorch_python, "pytorch_worker", {"mode": mode}) for mode in options.modes}
-    # The bare products need fewer steps: they have no caches of code to warm, and vary less.
+    # Bare products vary less and need fewer steps.
     bare = {"warmup_steps": 1, "steps": (row.steps + 1) // 2}
     workers["bare"] = (options.pytorch_python, "bare_worker", bare)
     job = {"model": str(WORK / "model.bin"), "sizes": row.sizes, "B": row.B, "T": row.T, "threads": options.threads}
@@ -170,8 +184,8 @@ def run_row(row, options):
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
     try:
-        # Thrown away: the first makes the model file, and both leave compiled code in caches, so that the peak memory
-        # of what follows is that of training and not of a compiler.
+        # Discarded: the first creates the model file, and both fill the caches of compiled code, so that later peaks
+        # are those of training, not of a compiler.
         for who in ("ours", "compile"):
             if who in workers:
                 run(who, "preparation", warmup_steps=0, steps=1)
@@ -188,7 +202,7 @@ def run_row(row, options):
 
 
 def least_disturbed(run):
-    """Calls `run()`, again if too much was stolen from it; returns the answer with the smallest "stolen"."""
+    """Calls `run()`, repeatedly if too much CPU time was stolen; returns the result with the smallest "stolen"."""
     answers = [run()]
     while answers[-1]["stolen"] > MOST_STOLEN and len(answers) < TRIES:
         answers.append(run())
@@ -196,7 +210,7 @@ def least_disturbed(run):
 
 
 def cpu_times():
-    """Ticks of all CPUs since the machine started: (stolen by others on the same host, in all). (0, 1) if not known."""
+    """Returns (stolen ticks, total ticks) of all CPUs since boot; (0, 1) if unknown."""
     try:
         ticks = [int(value) for value in pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     except (OSError, ValueError, IndexError):
@@ -205,12 +219,12 @@ def cpu_times():
 
 
 def stolen(before, after):
-    """The share of the CPUs' time between two `cpu_times` that went to others; 0.0 where that is not known."""
+    """Returns the fraction of CPU time stolen between two `cpu_times`; 0.0 if unknown."""
     return (after[0] - before[0]) / max(1, after[1] - before[1])
 
 
 def progress(answer):
-    """What a process' answer comes to, in a few words."""
+    """Returns a one-line summary of a result."""
     step_ms = answer["step_ms"]
     if isinstance(step_ms, dict):
         return ", ".join(f"{library} {statistics.median(times):.1f} ms" for library, times in step_ms.items())
@@ -218,20 +232,20 @@ def progress(answer):
 
 
 def check_losses(row, ours, mode, theirs):
-    """Raises UserError unless both trained the same: a benchmark of two different computations is worth nothing."""
+    """Raises UserError unless the first losses agree: timings of different computations cannot be compared."""
     for step, (a, b) in enumerate(zip(ours[:CHECKED_STEPS], theirs[:CHECKED_STEPS], strict=True), 1):
         if not abs(a - b) <= LOSS_TOLERANCE * abs(b):
-            raise UserError(f"{row.name}: the loss of step {step} is {a:.6f} here and {b:.6f} in PyTorch ({mode})")
+            raise UserError(f"{row.name}: loss of step {step} is {a:.6f} here, {b:.6f} in PyTorch ({mode})")
 
 
 def pair_ratios(numerators, denominators):
-    """Divides pair by pair; returns the quotients and their median, lowest and highest."""
+    """Divides pair by pair; returns a dict of the quotients, "pairs", and their median, lowest and highest."""
     pairs = [a / b for a, b in zip(numerators, denominators, strict=True)]
     return {"median": statistics.median(pairs), "lowest": min(pairs), "highest": max(pairs), "pairs": pairs}
 
 
 def summarise(row, rounds, modes):
-    """Returns a row's entry for the JSON file. A process' step is the median of its timed steps."""
+    """Returns a row's entry for the JSON file. A process's step time is the median of its timed steps."""
 
     def steps(who):
         return [statistics.median(answers[who]["step_ms"]) for answers in rounds]
@@ -256,7 +270,7 @@ def summarise(row, rounds, modes):
     }
     library = min(bare, key=lambda name: statistics.median(bare[name]))
     return dataclasses.asdict(row) | {
-        # JSON knows no infinity.
+        # JSON has no infinity.
         "target_bytes": row.target_bytes if row.target_bytes < float("inf") else None,
         "ours": summary("ours"),
         "pytorch": {
@@ -273,7 +287,7 @@ def summarise(row, rounds, modes):
 
 
 def machine(rounds):
-    """Names what was measured on: the CPU, its cores, and the versions of both sides."""
+    """Returns a dict: CPU model, number of cores, and the versions that each worker reports."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -284,19 +298,19 @@ def machine(rounds):
 
 
 def read_results(path):
-    """Returns what earlier runs wrote: a dict of row name -> entry."""
+    """Returns the results of earlier runs, a dict of row name -> entry."""
     try:
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); mend or remove it") from error
+        raise UserError(f"{path}: not JSON ({error}); fix or remove it") from error
     entries = results.values() if isinstance(results, dict) else [None]
     if not all(isinstance(entry, dict) and {"ours", "pytorch", "bare"} <= entry.keys() for entry in entries):
-        raise UserError(f"{path}: not what this command writes; mend or remove it")
+        raise UserError(f"{path}: not results of this benchmark; fix or remove it")
     return results
 
 
 def write_results(path, results):
-    """Writes the entries of the rows that there are, in the table's order."""
+    """Writes the entries in the order of ROWS; entries of unknown rows are dropped."""
     path.parent.mkdir(exist_ok=True)
     ordered = {name: results[name] for name in ROWS if name in results}
     with atomic_write(path) as file:

@@ -1,4 +1,4 @@
-"""Generates with this repository's decoder, greedily. The model's files are made first if they are not there yet."""
+"""Generates greedily with this repository's decoder. Creates the model's files first if they are missing."""
 
 import pathlib
 import statistics
@@ -23,7 +23,7 @@ _BLOCK = 1 << 14
 
 @kernel
 def sum_of_blocks(sums, flat):
-    """sums[i] = the sum of the i-th block of `flat`: what reading an array once takes at least."""
+    """sums[i] = sum of the i-th block of `flat`. Its time is what reading the array once takes."""
     for block in prange(sums.size):
         part = flat[block * _BLOCK : (block + 1) * _BLOCK]
         total = np.float32(0)

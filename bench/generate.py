@@ -1,6 +1,6 @@
-"""Times text generation by this repository and by transformers, whole processes in turn; bench/README.md says how.
+"""Times text generation by this repository and by transformers in alternating processes; see bench/README.md.
 
-`python bench/compare.py --setup` makes their environment, `python bench/generate.py` measures.
+`python bench/compare.py --setup` creates their environment, `python bench/generate.py` measures.
 """
 
 import datetime
@@ -17,14 +17,15 @@ from bench.compare import GPT2_124M, RESULTS, WORK, ask, checked, machine, make_
 from gpt2.errors import UserError, run_command  # noqa: E402
 from gpt2.formats.files import atomic_write  # noqa: E402
 
-# Generated are B samples of `new` tokens after a prompt of `prompt` ones, `times` times. Target: transformers' time
-# / ours, at least.
+# B samples of `new` tokens after a prompt of `prompt` tokens, `times` times. target_ratio: minimum of transformers'
+# time / ours.
 CASES = {
     "text": {"B": 1, "prompt": 1, "new": 256, "times": 1, "target_ratio": 1.5},
     "first token": {"B": 1, "prompt": 512, "new": 1, "times": 9, "target_ratio": 1.0},
     "8 samples": {"B": 8, "prompt": 1, "new": 256, "times": 1, "target_ratio": 1.0},
 }
-# Of "text": the time of reading the weights once a token / ours. Of "8 samples": its tokens/s / those of "text".
+# Minimum of (time to read all weights once per token / our time) for "text", and of the tokens/s of "8 samples" / those
+# of "text".
 TARGET_SHARE, TARGET_BATCH = 0.75, 3.0
 COLUMNS = ("", "tokens/s", "transformers", "ratio", "target", "besides")
 
@@ -32,7 +33,7 @@ COLUMNS = ("", "tokens/s", "transformers", "ratio", "target", "besides")
 def main(arguments=None):
     options = parse_arguments(arguments)
     if not options.pytorch_python.is_file():
-        raise UserError(f"{options.pytorch_python}: no such file; make it with: python bench/compare.py --setup")
+        raise UserError(f"{options.pytorch_python}: no such file; create it with: python bench/compare.py --setup")
     cases = {name: case | {"new": min(case["new"], options.most_new)} for name, case in CASES.items()}
     rounds = run(cases, options)
     entry = summarise(cases, rounds) | {
@@ -48,17 +49,17 @@ def main(arguments=None):
 
 
 def parse_arguments(arguments=None):
-    """Returns the options as a namespace; exits with argparse's usual message if they are wrong."""
-    parser = make_parser("Times text generation by this repository and by transformers, whole processes in turn.")
-    parser.add_argument("--most-new", type=int, default=256, metavar="N", help="generate no more tokens than this")
+    """Returns the options as a namespace; exits with argparse's message if they are invalid."""
+    parser = make_parser("Times text generation by this repository and by transformers in alternating processes.")
+    parser.add_argument("--most-new", type=int, default=256, metavar="N", help="limit on new tokens in every case")
     options = checked(parser, parser.parse_args(arguments))
     if options.most_new < 1:
-        parser.error(f"--most-new {options.most_new}: at least 1 is needed")
+        parser.error(f"--most-new {options.most_new}: expected 1 or more")
     return options
 
 
 def run(cases, options):
-    """Runs the processes of all rounds; returns for each round a dict of process -> its answer."""
+    """Runs all processes; returns a list of rounds, each a dict of process -> result."""
     workers = {
         "ours": (sys.executable, "decoder_worker"),
         "transformers": (options.pytorch_python, "transformers_worker"),
@@ -75,7 +76,7 @@ def run(cases, options):
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir()
     try:
-        # Makes the model's files, and leaves compiled code in the cache.
+        # Creates the model's files and fills the cache of compiled code.
         answer_of("ours", "preparation", cases={})
         rounds = []
         for number in range(options.pairs):
@@ -89,14 +90,14 @@ def run(cases, options):
 
 
 def check_tokens(ours, theirs):
-    """Raises UserError unless both generated the same: a benchmark of two different computations is worth nothing."""
+    """Raises UserError unless the tokens agree: timings of different computations cannot be compared."""
     for name, tokens in ours.items():
         if tokens != theirs[name]:
-            raise UserError(f"{name}: the tokens generated here are not those that transformers generates")
+            raise UserError(f"{name}: tokens generated here differ from those of transformers")
 
 
 def summarise(cases, rounds):
-    """Returns the entry for the JSON file."""
+    """Returns the results for the JSON file, a dict."""
 
     def seconds(who, name):
         return [answers[who]["seconds"][name] for answers in rounds]
@@ -122,9 +123,9 @@ def summarise(cases, rounds):
 
 
 def table(entry):
-    """Returns the text to print: a line for each case; a target that was missed ends in "!"."""
+    """Returns the table to print, a line per case; a missed target ends in "!"."""
     besides = {
-        "text": ("of reading the weights", entry["share_of_reading"]["median"], TARGET_SHARE),
+        "text": ("of the speed of reading the weights", entry["share_of_reading"]["median"], TARGET_SHARE),
         "8 samples": ("times the tokens/s of text", entry["samples_over_text"]["median"], TARGET_BATCH),
     }
     lines = [COLUMNS]

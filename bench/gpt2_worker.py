@@ -1,4 +1,4 @@
-"""Trains some steps with this repository's trainer. A model file that is not there yet is made first."""
+"""Trains some steps with this repository's trainer. Creates the model file first if it is missing."""
 
 import pathlib
 

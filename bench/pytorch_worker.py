@@ -1,4 +1,4 @@
-"""Trains some steps with PyTorch: GPT-2 of plain nn modules, float32, eager or under torch.compile."""
+"""Trains some steps with PyTorch: GPT-2 from plain nn modules, float32, eager or torch.compile."""
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class GPT2(nn.Module):
 
 @torch.no_grad()
 def load(path):
-    """Reads a model file in llm.c's format, version 3, tensor by tensor: no second copy of the model is made."""
+    """Reads a model file in llm.c's format, version 3, tensor by tensor, so there is no second copy of the model."""
     with open(path, "rb") as file:
         magic, version, maxT, V, L, NH, C, Vp = np.fromfile(file, "<i4", 256)[:8].tolist()
         assert (magic, version) == (20240326, 3)
@@ -68,7 +68,7 @@ def load(path):
             parameter.copy_(torch.from_numpy(data).view_as(parameter))
 
         read(model.wte.weight)
-        file.seek(4 * (Vp - V) * C, 1)  # the rows that pad the vocabulary
+        file.seek(4 * (Vp - V) * C, 1)  # the padding of the vocabulary
         read(model.wpe.weight)
         for name in ("ln1", "attention.qkv", "attention.proj", "ln2", "fc", "fcproj"):
             modules = [block.get_submodule(name) for block in model.blocks]

@@ -1,4 +1,4 @@
-"""Prints and draws what compare.py measured."""
+"""The table and the plots of compare.py's results."""
 
 from matplotlib.figure import Figure
 
@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def table(entries):
-    """Returns the text to print: a line for each row and mode of PyTorch; a target that was missed ends in "!"."""
+    """Returns the table to print, a line per row and PyTorch mode; a missed target ends in "!"."""
     lines = [*zip(*COLUMNS, strict=True)]
     for name, entry in entries.items():
         ours, bare = entry["ours"], entry["bare"]
@@ -58,8 +58,8 @@ def milliseconds(entry):
 
 
 def draw(results, folder):
-    """Writes compare_time.png and compare_memory.png; results: what compare.json holds."""
-    title = "time of a training step, PyTorch / ours: higher is better"
+    """Writes compare_time.png and compare_memory.png; results: the contents of compare.json."""
+    title = "training step time, PyTorch / ours: higher is better"
     _draw(results, folder / "compare_time.png", "time", "target_ratio", title, lambda side: f"{milliseconds(side)} ms")
     title = "peak resident memory, ours / PyTorch: lower is better"
     _draw(
@@ -73,7 +73,7 @@ def draw(results, folder):
 
 
 def _draw(results, path, quantity, target, title, figure_of):
-    """A line for each row and mode: the median of the pairs with whiskers from lowest to highest, and the target."""
+    """Plots a line per row and mode: median with whiskers from lowest to highest, and the target."""
     lines = [(name, entry, mode) for name, entry in results.items() for mode in entry["pytorch"]]
     figure = Figure(figsize=(10, 1.5 + 0.4 * len(lines)), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""Generates with transformers: GPT2LMHeadModel.generate, greedily, float32, with its cache."""
+"""Generates greedily with transformers: GPT2LMHeadModel.generate, float32, with its KV cache."""
 
 import time
 
@@ -18,7 +18,7 @@ def main():
         prompt = torch.from_numpy(prompt)
         options = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0, "use_cache": True}
         start = time.perf_counter()
-        # As many tokens as asked for, whichever they are.
+        # eos_token_id=None: always generate all tokens.
         out = model.generate(prompt, max_new_tokens=new, do_sample=False, eos_token_id=None, **options)
         return time.perf_counter() - start, out[:, prompt.shape[1] :].numpy()
 

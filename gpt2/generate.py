@@ -5,56 +5,58 @@ import sys
 
 from tqdm import tqdm
 
+from gpt2.arguments import add_model, add_threads
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError, run_command
-from gpt2.formats.files import open_to_read
 from gpt2.formats.pretrained import load_weights
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
-from gpt2.inference.decoder import prepare_kernels
 from gpt2.inference.interactive import SLID, Conversation
-from gpt2.inference.progress import compilation_shown
+from gpt2.inference.prompt import encode_prompt, read_prompt
 from gpt2.inference.sampling import Sampling, generate, random_streams
-from gpt2.inference.textstream import IdStream, TextStream, TokenLines
-from gpt2.machine import available_threads, set_threads
+from gpt2.inference.textstream import IdStream, TextStream, TokenLines, text_pieces
+from gpt2.inference.warmup import prepare_kernels
+from gpt2.machine import set_threads
 
-DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # options that beam search has no use for
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # options without effect on beam search
 
 
 def parse_arguments(arguments=None):
     """Returns the options as a namespace. Raises UserError for values that are wrong or contradict each other."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt2.generate",
-        description="Continues a prompt, from --prompt, --prompt-file, or standard input if it is piped; without one "
-        "it starts a new document. Prints what the model writes, as it is written, without the prompt. A sample ends "
-        "at end of text, a stop text or --max-new-tokens.",
+        description="Continues a prompt from --prompt, --prompt-file or piped standard input; without one, starts a "
+        "new document. Streams the continuation, without the prompt, until end of text, a stop text or "
+        "--max-new-tokens.",
     )
-    add = parser.add_argument_group("model and prompt").add_argument
-    add(
-        "--model",
-        default="gpt2",
-        metavar="FILE.bin|DIR|NAME",
-        help="a model file, the folder of a training run, a Hugging Face folder, or a name on the hub (default: gpt2)",
-    )
-    add("--prompt", metavar="TEXT", help="what to continue; <|endoftext|> in it is text like any other")
-    add("--prompt-file", metavar="FILE", help="the same from a file in UTF-8, without the line break that ends it")
+    group = parser.add_argument_group("model and prompt")
+    add_model(group, default="gpt2")
+    add = group.add_argument
+    add("--prompt", metavar="TEXT", help="text to continue; <|endoftext|> in it is ordinary text")
+    add("--prompt-file", metavar="FILE", help="UTF-8 file with the prompt; a final line break is dropped")
     add("--interactive", action="store_true", help="read prompts in a loop that keeps the conversation")
 
-    add = parser.add_argument_group("choosing tokens").add_argument
-    add("--temperature", type=float, metavar="X", help="what logits are divided by, 0: greedy (default: 1)")
-    add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens (default: from all)")
-    add("--top-p", type=float, metavar="P", help="from the likeliest that have P together (default: from all)")
-    add("--min-p", type=float, metavar="P", help="from those P times as probable as the likeliest (default: from all)")
-    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 avoids repetition (default: 1)")
-    add("--num-beams", type=int, default=1, metavar="N", help="beam search, which draws nothing, with N beams")
-    add("--seed", type=int, metavar="N", help="the same text for the same seed (default: another text each time)")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=float, metavar="X", help="divides the logits; 0: greedy (default: 1)")
+    add("--top-k", type=int, metavar="N", help="sample from the N most probable tokens (default: off)")
+    add("--top-p", type=float, metavar="P", help="from the most probable tokens that add up to P (default: off)")
+    add(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="from tokens at least P times as probable as the top token (default: off)",
+    )
+    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: avoid repetition (default: 1)")
+    add("--num-beams", type=int, default=1, metavar="N", help="beam search with N beams instead of sampling")
+    add("--seed", type=int, metavar="N", help="same seed, same text (default: different text each time)")
 
-    add = parser.add_argument_group("how much, and how it is shown").add_argument
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="of a sample or reply (default: 256)")
-    add("--num-samples", type=int, default=1, metavar="N", help="texts, made at once and printed at the end")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times")
-    add("--show-tokens", action="store_true", help="a line for each token: id, token, the model's probability of it")
-    add("--threads", type=int, default=available_threads(), metavar="N", help="the text does not depend on it")
+    group = parser.add_argument_group("length and output")
+    add = group.add_argument
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="limit for each sample or reply (default: 256)")
+    add("--num-samples", type=int, default=1, metavar="N", help="samples generated as one batch, printed at the end")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeat for several")
+    add("--show-tokens", action="store_true", help="print a line per token: id, token, the model's probability")
+    add_threads(group)
     options = parser.parse_args(arguments)
     _check(options)
     return options
@@ -63,74 +65,85 @@ def parse_arguments(arguments=None):
 def _check(options):
     for name in ("max_new_tokens", "num_samples", "num_beams"):
         if getattr(options, name) < 1:
-            raise UserError(f"{_option(name)} {getattr(options, name)}: expected 1 or more")
+            raise UserError(f"{_flag(name)} {getattr(options, name)}: expected 1 or more")
     if options.seed is not None and options.seed < 0:
         raise UserError(f"--seed {options.seed}: expected 0 or more")
     if "" in options.stop:
-        raise UserError("--stop: the text is empty; leave the option out to stop at none")
+        raise UserError("--stop: empty text; omit the option to disable it")
     if options.prompt is not None and options.prompt_file is not None:
-        raise UserError("--prompt and --prompt-file: choose one of them")
+        raise UserError("--prompt and --prompt-file exclude each other")
     if options.num_beams > 1:
         given = [name for name in DRAWING if getattr(options, name) is not None]
         if options.num_samples > 1:
             given.append("num_samples")
         if given:
-            raise UserError(f"--num-beams does not go with {_option(given[0])}: beam search draws nothing")
+            raise UserError(f"--num-beams excludes {_flag(given[0])}: beam search does not sample")
     if options.interactive:
-        for name, single in {"num_samples": 1, "num_beams": 1, "show_tokens": False}.items():
-            if getattr(options, name) != single:
-                raise UserError(f"--interactive does not go with {_option(name)}")
+        for name, default in {"num_samples": 1, "num_beams": 1, "show_tokens": False}.items():
+            if getattr(options, name) != default:
+                raise UserError(f"--interactive excludes {_flag(name)}")
 
 
-def _option(name):
+def _flag(name):
     return f"--{name.replace('_', '-')}"
 
 
 def run(options):
-    """Does what the options ask for."""
+    """Generates as the options say, to standard output."""
     temperature = 1.0 if options.temperature is None else options.temperature
     sampling = Sampling(temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
     set_threads(options.threads)
-    prompt_text = _prompt_text(options)
+    text = read_prompt(options.prompt, options.prompt_file, None if options.interactive else sys.stdin)
     config, params = load_weights(options.model, writable=False)
-    encoding = _encoding(config, options, prompt_text)
-    prompt = _prompt_tokens(config, encoding, prompt_text)
-    samples = max(options.num_samples, options.num_beams)
-    length = config.maxT if options.interactive else min(config.maxT, len(prompt) + options.max_new_tokens)
-    context = Context(config, params, samples, length)
-    with compilation_shown():
-        prepare_kernels()
-    rngs = random_streams(options.seed, options.num_samples)
+    encoding = _load_encoding(config, options, text)
     if options.interactive:
-        conversation = Conversation(context, encoding, sampling, rngs[0], options.max_new_tokens, options.stop)
-        if prompt_text is not None:
-            conversation.add(prompt_text)
+        context = Context(config, params)
+        prepare_kernels()
+        rng = random_streams(options.seed, 1)[0]
+        conversation = Conversation(context, encoding, sampling, rng, options.max_new_tokens, options.stop)
+        if text is not None:
+            conversation.add(text)
         conversation.run()
         return
+    prompt = encode_prompt(config, encoding, text)
+    length = min(config.maxT, len(prompt) + options.max_new_tokens)
+    context = Context(config, params, max(options.num_samples, options.num_beams), length)
+    prepare_kernels()
     context.add([prompt])
-    if options.num_beams > 1:
-        eot = EOT if encoding else None
-        tokens = beam_search(context, options.max_new_tokens, options.repetition_penalty, eot)
-        steps = ([token] for token in tokens)
-    else:
-        steps = generate(context, options.max_new_tokens, sampling, rngs)
-    streams = [_stream(encoding, options) for _ in range(options.num_samples)]
-    _show(_pieces(steps, streams), options, len(streams))
+    _print_samples(text_pieces(_steps(context, sampling, encoding, options), _streams(encoding, options)), options)
     if context.slid:
         print(SLID.format(context.length), file=sys.stderr)
 
 
-def _pieces(steps, streams):
-    """Yields, step by step, what each stream makes of its token; at last what they held back."""
-    for tokens in steps:
-        yield ["" if stream.done else stream.feed(token) for stream, token in zip(streams, tokens, strict=True)]
-        if all(stream.done for stream in streams):
-            break
-    yield [stream.finish() for stream in streams]
+def _load_encoding(config, options, prompt):
+    """GPT-2's vocabulary, or None for a model with another. Raises UserError if an option requires text."""
+    if config.V == EOT + 1:
+        return load_tokenizer()
+    other = f"{options.model}: the model has {config.V} tokens, GPT-2's vocabulary has {EOT + 1}"
+    for what, given in (("--interactive", options.interactive), ("--stop", options.stop), ("a prompt", prompt)):
+        if given:
+            raise UserError(f"{other}: {what} requires GPT-2's vocabulary")
+    print(f"{other}: printing token ids", file=sys.stderr)
+    return None
 
 
-def _show(pieces, options, count):
-    """Prints one sample as it is made, several under a heading each at the end."""
+def _steps(context, sampling, encoding, options):
+    """Returns an iterable of the Tokens of each step, one per sample."""
+    if options.num_beams > 1:
+        eot = EOT if encoding else None
+        best = beam_search(context, options.max_new_tokens, options.repetition_penalty, eot)
+        return ([token] for token in best)
+    return generate(context, options.max_new_tokens, sampling, random_streams(options.seed, options.num_samples))
+
+
+def _streams(encoding, options):
+    streams = [TextStream(encoding, options.stop) if encoding else IdStream() for _ in range(options.num_samples)]
+    return [TokenLines(stream, encoding) for stream in streams] if options.show_tokens else streams
+
+
+def _print_samples(pieces, options):
+    """Streams a single sample; prints several at the end, each under a heading."""
+    count = options.num_samples
     if count == 1:
         for (piece,) in pieces:
             print(piece, end="", flush=True)
@@ -142,67 +155,10 @@ def _show(pieces, options, count):
         print(f"--- sample {number} of {count} ---\n{text}")
 
 
-def _stream(encoding, options):
-    stream = TextStream(encoding, options.stop) if encoding else IdStream()
-    return TokenLines(stream, encoding) if options.show_tokens else stream
-
-
-def _prompt_text(options):
-    """The prompt, or None where none was given. Raises UserError if it is empty or not UTF-8."""
-    if options.prompt is not None:
-        source, data = "--prompt", options.prompt.encode("utf-8", "surrogateescape")
-    elif options.prompt_file is not None:
-        source = options.prompt_file
-        with open_to_read(source) as file:
-            data = _without_last_line_break(file.read())
-    elif options.interactive or sys.stdin is None or sys.stdin.isatty():
-        return None
-    else:
-        source, data = "standard input", _without_last_line_break(sys.stdin.buffer.read())
-    if not data:
-        raise UserError(f"{source}: the prompt is empty; give some text, or no prompt at all for a new document")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: not UTF-8 at byte {error.start}; convert it to UTF-8") from error
-
-
-def _without_last_line_break(data):
-    return data.removesuffix(b"\r\n" if data.endswith(b"\r\n") else b"\n")
-
-
-def _encoding(config, options, prompt_text):
-    """GPT-2's vocabulary, or None for a model of another. Raises UserError if what is asked for needs texts."""
-    if config.V == EOT + 1:
-        return load_tokenizer()
-    needing = {"--interactive": options.interactive, "--stop": options.stop, "a prompt": prompt_text is not None}
-    for what, asked in needing.items():
-        if asked:
-            raise UserError(
-                f"{options.model}: {config.V} tokens, not GPT-2's {EOT + 1}: {what} needs GPT-2's vocabulary"
-            )
-    print(f"{options.model}: {config.V} tokens, not GPT-2's {EOT + 1}: they are shown as ids", file=sys.stderr)
-    return None
-
-
-def _prompt_tokens(config, encoding, text):
-    """The prompt's tokens, the last maxT of them; without a prompt the last of the vocabulary, GPT-2's end of text."""
-    if text is None:
-        return [config.V - 1]
-    tokens = encoding.encode_ordinary(text)
-    cut = len(tokens) - config.maxT
-    if cut > 0:
-        print(
-            f"the prompt has {len(tokens)} tokens, the model reads {config.maxT}: the first {cut} are cut",
-            file=sys.stderr,
-        )
-    return tokens[-config.maxT :]
-
-
 def main(arguments=None):
     options = parse_arguments(arguments)
     if sys.stdout is None or (options.interactive and sys.stdin is None):
-        raise UserError("standard input or output is closed, where text should go")
+        raise UserError("standard input or output is closed; text is read from one and written to the other")
     sys.stdout.reconfigure(encoding="utf-8")
     if options.interactive:
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, its JSON and its answers to bad arguments; nothing is timed here."""
+"""The benchmark's arithmetic, JSON and argument checks; nothing is timed here."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ ROW = compare.ROWS["124M-4x1024"]
 
 
 def made_up_round(ours, eager, numpy_ms, torch_ms):
-    """The answers of a round, from (median step in ms, peak in bytes) of both sides and the bare products' times."""
+    """Results of a round, from (median step in ms, peak in bytes) of both sides and the times of the bare products."""
 
     def answer(step_ms, peak_bytes):
         return {
@@ -38,8 +38,8 @@ def entry():
     return compare.summarise(ROW, rounds, ["eager"])
 
 
-def test_ratios_are_taken_pair_by_pair():
-    # The quotient of the medians would be 2000 / 1250 = 1.6.
+def test_ratios_are_per_pair():
+    # The ratio of the medians would be 2000 / 1250 = 1.6.
     ratios = compare.pair_ratios([1500.0, 2000.0, 2500.0], [1000.0, 2000.0, 1250.0])
     assert ratios == {"median": 1.5, "lowest": 1.0, "highest": 2.0, "pairs": [1.5, 1.0, 2.0]}
     assert compare.pair_ratios([3.0, 1.0], [1.0, 1.0])["median"] == 2.0
@@ -62,7 +62,7 @@ def test_summary(entry):
     assert entry["bare"]["share"]["pairs"] == [0.7, 0.4, 0.648]
 
 
-def test_an_entry_is_strict_json_with_the_row_in_it(entry):
+def test_entry_is_strict_json_and_includes_the_row(entry):
     read_back = json.loads(json.dumps(entry, allow_nan=False))
     assert read_back == entry
     assert {field.name for field in dataclasses.fields(compare.Row)} < read_back.keys()
@@ -71,7 +71,7 @@ def test_an_entry_is_strict_json_with_the_row_in_it(entry):
     assert json.loads(json.dumps(without_limit, allow_nan=False))["target_bytes"] is None
 
 
-def test_results_replace_their_row_and_keep_the_others(tmp_path):
+def test_new_results_replace_only_their_rows(tmp_path):
     path = tmp_path / "results" / "compare.json"
     assert compare.read_results(path) == {}
     first, second, third = ({"ours": number, "pytorch": {}, "bare": {}} for number in (1, 2, 3))
@@ -81,9 +81,9 @@ def test_results_replace_their_row_and_keep_the_others(tmp_path):
     assert list(compare.read_results(path).items()) == [("124M-4x64", second), ("baby-12x64", third)]
 
 
-def test_spoilt_results_are_named(tmp_path):
+def test_corrupt_results_file_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "compare.json"
-    for text, message in (("{", "not JSON"), ("[]", "not what"), ('{"124M-4x64": {}}', "not what")):
+    for text, message in (("{", "not JSON"), ("[]", "not results"), ('{"124M-4x64": {}}', "not results")):
         path.write_text(text)
         with pytest.raises(UserError, match=rf"compare\.json: {message}"):
             compare.read_results(path)
@@ -99,13 +99,13 @@ def test_table_marks_missed_targets(entry):
     assert ">=1.60 !" in line and "<2.0 GB !" in line
 
 
-def test_pictures_are_drawn(entry, tmp_path):
+def test_plots_are_written(entry, tmp_path):
     report.draw({ROW.name: entry}, tmp_path)
     for name in ("compare_time.png", "compare_memory.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_disturbed_process_runs_again_and_the_least_disturbed_counts():
+def test_disturbed_process_is_repeated_and_the_least_disturbed_run_counts():
     for stolen, expected, left in (
         ([0.04, 0.0], 0.04, 1),
         ([0.5, 0.051, 0.05, 0.01], 0.05, 1),
@@ -116,34 +116,34 @@ def test_a_disturbed_process_runs_again_and_the_least_disturbed_counts():
         assert len(answers) == left
 
 
-def test_stolen_time_is_a_share_of_all():
+def test_stolen_time_is_a_fraction_of_all_cpu_time():
     assert compare.stolen((10, 1000), (60, 1200)) == 0.25
     assert compare.stolen((0, 1), (0, 1)) == 0.0
     taken, everything = compare.cpu_times()
     assert 0 <= taken < everything
 
 
-def test_losses_that_part_are_refused():
+def test_different_losses_are_an_error():
     ours = [4.0, 3.5, 3.0, 2.5, 2.0, 1.0]
     compare.check_losses(ROW, ours, "eager", [loss * 1.0009 for loss in ours[:3]] + [9.0] * 3)
     for step, wrong in ((2, 3.51), (3, float("nan"))):
         theirs = ours[: step - 1] + [wrong] + ours[step:]
-        with pytest.raises(UserError, match=rf"124M-4x1024: the loss of step {step} .*\(compile\)"):
+        with pytest.raises(UserError, match=rf"124M-4x1024: loss of step {step} .*\(compile\)"):
             compare.check_losses(ROW, ours, "compile", theirs)
 
 
-def test_every_process_of_a_row_checks_the_first_steps():
+def test_every_row_runs_enough_steps_to_check_losses():
     assert all(row.steps + compare.WARMUP_STEPS >= compare.CHECKED_STEPS for row in compare.ROWS.values())
 
 
-def test_warm_up_is_not_timed_but_its_results_are_kept():
+def test_warmup_is_not_timed_but_its_results_are_kept():
     results = iter(range(9))
     milliseconds, returned = common.time_steps(lambda: next(results), {"warmup_steps": 2, "steps": 3})
     assert len(milliseconds) == 3
     assert returned == [0, 1, 2, 3, 4]
 
 
-def test_the_batch_is_the_same_in_every_process():
+def test_batch_is_deterministic():
     job = {"B": 3, "T": 5, "sizes": {"V": 7}}
     tokens, targets = common.batch(job)
     assert tokens.shape == targets.shape == (3, 5)
@@ -157,24 +157,24 @@ def test_the_batch_is_the_same_in_every_process():
     [
         (["--rows", "124M-9x9"], "'124M-9x9'"),
         (["--modes", "lazy"], "'lazy'"),
-        (["--pairs", "0"], "--pairs 0: at least 1"),
-        (["--threads", "0"], "--threads 0: choose from 1 to"),
-        (["--threads", "9999"], "--threads 9999: choose from 1 to"),
+        (["--pairs", "0"], "--pairs 0: expected 1 or more"),
+        (["--threads", "0"], "--threads 0: expected 1 to"),
+        (["--threads", "9999"], "--threads 9999: expected 1 to"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message, capsys):
+def test_bad_arguments_are_rejected_by_name(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         compare.main(arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_missing_environment_is_one_line_that_says_how_to_make_it(tmp_path):
+def test_missing_environment_is_one_line_that_says_how_to_create_it(tmp_path):
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: compare.main(["--pytorch-python", str(tmp_path / "python")]))
     line = str(ended.value.code)
     assert str(tmp_path / "python") in line and line.endswith("--setup") and "\n" not in line
 
 
-def test_the_default_environment_is_the_one_that_setup_makes():
+def test_default_environment_is_the_one_that_setup_creates():
     assert compare.parse_arguments([]).pytorch_python == pathlib.Path(compare.__file__).parent / ".venv/bin/python"

@@ -16,8 +16,9 @@ from gpt2.formats import files
 from gpt2.formats.huggingface import load_folder
 from gpt2.formats.llmc import load_model, save_model
 from gpt2.formats.pretrained import load_weights
-from tests.data.test_tokenizer import byte_vocabulary, pin_byte_vocabulary, write_vocabulary
 from tests.numeric import random_batch, randomise
+from tests.support.foreign import require
+from tests.support.vocabulary import byte_vocabulary, pin_byte_vocabulary, write_vocabulary
 
 CONFIG = GPT2Config(maxT=12, V=50, L=2, NH=2, C=8)
 WITHOUT_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors"}
@@ -259,8 +260,8 @@ def test_the_command(model, monkeypatch):
 
 @pytest.mark.crosscheck
 def test_transformers_reads_the_folder(model):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = require("torch")
+    transformers = require("transformers")
     convert.convert("ours.bin", "folder")
     theirs, report = transformers.GPT2LMHeadModel.from_pretrained("folder", output_loading_info=True)
     assert not any(report.values()), report
@@ -272,8 +273,8 @@ def test_transformers_reads_the_folder(model):
 
 @pytest.mark.crosscheck
 def test_our_reader_reads_a_folder_of_transformers(model):
-    pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    require("torch")
+    transformers = require("transformers")
     convert.convert("ours.bin", "folder")
     transformers.GPT2LMHeadModel.from_pretrained("folder").save_pretrained("theirs")
     assert np.array_equal(load_folder("theirs")[1], model.params_flat)
@@ -281,7 +282,7 @@ def test_our_reader_reads_a_folder_of_transformers(model):
 
 @pytest.mark.crosscheck
 def test_the_tokenizer_of_transformers_gives_the_same_ids(gpt2_sized):
-    transformers = pytest.importorskip("transformers")
+    transformers = require("transformers")
     convert.convert("ours.bin", "folder")
     theirs, ours = transformers.GPT2TokenizerFast.from_pretrained("folder"), tokenizer.load_tokenizer()
     assert theirs.eos_token_id == theirs.bos_token_id == 50256

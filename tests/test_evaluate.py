@@ -1,4 +1,4 @@
-"""Evaluation against what follows from its definition, token by token, in float64."""
+"""Evaluation against its definition, token by token in float64; and the command."""
 
 import json
 import math
@@ -10,27 +10,38 @@ import sys
 import numpy as np
 import pytest
 
-from gpt2 import evaluate
 from gpt2.config import GPT2Config
 from gpt2.data.dataloader import DataLoader
+from gpt2.data.hellaswag import read_examples
 from gpt2.data.tokenizer import EOT
 from gpt2.errors import UserError
-from gpt2.evaluate import evaluate_hellaswag, evaluate_split, llmc_val_loss, split_losses, standard_error
+from gpt2.evaluate import main
 from gpt2.formats.llmc import write_tokens
+from gpt2.inference import evaluation
+from gpt2.inference.evaluation import (
+    completion_losses,
+    evaluate_hellaswag,
+    evaluate_split,
+    llmc_val_loss,
+    load_token_bytes,
+    split_losses,
+    standard_error,
+)
+from gpt2.inference.warmup import prepare_kernels
 from gpt2.machine import available_threads, set_threads
 from gpt2.model import GPT2
 from gpt2.training import loop
 from gpt2.training.signals import StopSignals
 from tests import reference
-from tests.data.test_hellaswag import random_examples, write_examples
 from tests.numeric import assert_close, randomise
+from tests.support.examples import random_examples, write_examples
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
 
 
 def random_model(config=CONFIG, seed=0):
-    """A model of which every token's loss depends on all that stands before it."""
+    """A model in which every token's loss depends on all tokens before it."""
     model = GPT2(config)
     randomise(model, np.random.default_rng(seed))
     model.params["wpe"] *= 3
@@ -44,12 +55,12 @@ def reference_losses(model, tokens):
 
 
 def brute_force(model, tokens, T, stride):
-    """The loss of each token but the first, each from a pass of its own over the context that it should have."""
+    """The loss of each token but the first, each from its own pass over its intended context, float64 (n - 1,)."""
     N = tokens.size - 1
     T = min(T, N)
     losses = []
     for target in range(1, N + 1):
-        windows = max(0, math.ceil((target - T) / stride))  # the first one that reaches this target
+        windows = max(0, math.ceil((target - T) / stride))  # before the first one that reaches this target
         end = min(T + windows * stride, N)
         losses.append(reference_losses(model, tokens[end - T : target + 1])[-1])
     return np.array(losses)
@@ -62,19 +73,19 @@ def random_tokens(count, seed=0):
 @pytest.mark.parametrize(
     ("n", "T", "stride", "B"),
     [
-        (65, 16, 16, 1),  # windows side by side, none left over
-        (70, 16, 16, 3),  # the last is moved back
-        (66, 16, 16, 2),  # to count a single token
+        (65, 16, 16, 1),  # adjacent windows, nothing left over
+        (70, 16, 16, 3),  # the last window is moved back
+        (66, 16, 16, 2),  # moved back to count a single token
         (60, 16, 5, 4),
-        (41, 16, 1, 7),  # all the context there can be
+        (41, 16, 1, 7),  # as much context as possible
         (40, 7, 3, 2),
         (12, 1, 1, 5),
-        (17, 16, 4, 2),  # one window
-        (9, 16, 4, 2),  # the text is shorter
+        (17, 16, 4, 2),  # a single window
+        (9, 16, 4, 2),  # a text shorter than a window
         (2, 16, 16, 1),
     ],
 )
-def test_every_token_counts_once_with_the_context_it_should_have(n, T, stride, B):
+def test_every_token_counts_once_with_its_intended_context(n, T, stride, B):
     model, tokens = random_model(), random_tokens(n)
     losses = split_losses(model, [tokens], B, T, stride)
     assert losses.shape == (n - 1,)
@@ -82,26 +93,26 @@ def test_every_token_counts_once_with_the_context_it_should_have(n, T, stride, B
 
 
 def test_context_matters_to_this_model():
-    # What the test above relies on.
+    # The test above relies on it.
     model, tokens = random_model(), random_tokens(60)
     near, far = (brute_force(model, tokens, 16, stride) for stride in (16, 1))
     assert np.abs(near - far)[16:].max() > 0.1
     assert np.array_equal(near[:16], far[:16])
 
 
-def test_least_context_is_what_the_stride_leaves(monkeypatch):
-    # Losses that say where in its window a target stands: that many tokens stand before it.
+def test_stride_sets_the_minimum_context(monkeypatch):
+    # Instead of losses, the number of tokens in the window before each target.
     def positions(model, tokens, targets):
         return np.broadcast_to(np.arange(1, tokens.shape[1] + 1), tokens.shape)
 
-    monkeypatch.setattr(evaluate, "token_losses", positions)
+    monkeypatch.setattr(evaluation, "token_losses", positions)
     for n, T, stride in ((100, 16, 16), (100, 16, 5), (97, 8, 1)):
         context = split_losses(None, [np.arange(n)], 3, T, stride)
         assert context[:T].tolist() == list(range(1, T + 1))
         assert context[T:].min() >= T - stride + 1 and context.max() == T
 
 
-def test_each_file_is_a_text_of_its_own():
+def test_files_are_independent_texts():
     model, parts = random_model(), [random_tokens(n, seed=n) for n in (30, 2, 45)]
     sizes = np.random.default_rng(1).integers(1, 9, CONFIG.V)
     result = evaluate_split(model, parts, 2, 16, 8, sizes)
@@ -115,18 +126,18 @@ def test_each_file_is_a_text_of_its_own():
     assert result["bits_per_byte"] == pytest.approx(np.log2(np.exp(losses)).sum() / size, rel=1e-5)
 
 
-def test_a_single_token_has_no_standard_error_and_no_bytes_no_bits_per_byte():
+def test_undefined_metrics_are_none():
     result = evaluate_split(random_model(), [np.array([3, 4])], 1, 16, 16, np.zeros(CONFIG.V, int))
     assert (result["tokens"], result["standard_error"], result["bytes"], result["bits_per_byte"]) == (1, None, 0, None)
 
 
 def test_standard_error_of_known_values():
     assert standard_error([1.0, 2.0, 3.0, 4.0]) == pytest.approx(math.sqrt(5 / 3) / 2)
-    # Of zeros and ones with the mean p it is sqrt(p (1 - p) / (n - 1)).
+    # For zeros and ones with mean p: sqrt(p (1 - p) / (n - 1)).
     assert standard_error([1] * 30 + [0] * 70) == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
 
 
-def test_the_result_depends_neither_on_threads_nor_on_earlier_batches():
+def test_result_does_not_depend_on_threads_or_earlier_batches():
     model, tokens = random_model(), random_tokens(50)
     results = []
     try:
@@ -139,12 +150,12 @@ def test_the_result_depends_neither_on_threads_nor_on_earlier_batches():
     assert results[0] == results[1] == results[2]
 
 
-def test_no_gradients(tmp_path):
+def test_evaluation_allocates_no_gradients(tmp_path):
     model = random_model()
     write_tokens(tmp_path / "x.bin", random_tokens(400))
     evaluate_split(model, [random_tokens(400)], 2, 16, 16)
     llmc_val_loss(model, tmp_path / "x.bin", 4, 16)
-    evaluate_hellaswag(model, write_examples(tmp_path / "h.bin", random_examples(3, np.random.default_rng(0))))
+    evaluate_hellaswag(model, write_examples(tmp_path / "h.bin", random_examples(3, np.random.default_rng(0), CONFIG)))
     assert not {"grads", "grads_flat"} & vars(model).keys()
 
 
@@ -161,7 +172,7 @@ def test_llmc_loss_is_the_trainers_validation_loss(tmp_path):
     assert loss == pytest.approx(np.mean([reference_losses(model, rows[i : i + 65]) for i in starts]), rel=1e-5)
 
 
-def test_llmc_loss_of_few_batches_begins_anew(tmp_path):
+def test_llmc_loss_wraps_around_in_a_short_file(tmp_path):
     model, tokens = random_model(), random_tokens(3 * 2 * 8 + 2)
     write_tokens(tmp_path / "x.bin", tokens)
     batches = [np.mean([reference_losses(model, tokens[i : i + 9]) for i in (b, b + 8)]) for b in (0, 16, 32, 0, 16)]
@@ -169,7 +180,7 @@ def test_llmc_loss_of_few_batches_begins_anew(tmp_path):
 
 
 def choices(model, examples):
-    """Which completion has the largest sum, and which the largest mean of log-probabilities: int (n, 2)."""
+    """The completions with the largest sum and the largest mean of log-probabilities, int (n, 2)."""
     chosen = []
     for _, context, completions in examples:
         losses = [reference_losses(model, np.concatenate([context, end]))[context.size - 1 :] for end in completions]
@@ -180,9 +191,9 @@ def choices(model, examples):
 
 def test_hellaswag_accuracies(tmp_path):
     model, rng = random_model(), np.random.default_rng(3)
-    examples = random_examples(16, rng)
+    examples = random_examples(16, rng, CONFIG)
     chosen = choices(model, examples)
-    # The sum is right in about 3 of 4, the mean where it chooses the same.
+    # Labels such that the sum is correct in about 3 of 4, and the mean where it agrees with the sum.
     right = rng.random(16) < 0.75
     examples = [
         (int(best if hit else (best + 1) % 4), *parts)
@@ -195,18 +206,17 @@ def test_hellaswag_accuracies(tmp_path):
     p, p_norm = hits.mean(axis=0)
     assert result["standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / 15))
     assert result["standard_error_norm"] == pytest.approx(math.sqrt(p_norm * (1 - p_norm) / 15))
-    # In any other order the same.
+    # The order of the examples does not matter.
     assert evaluate_hellaswag(model, write_examples(tmp_path / "y.bin", examples[::-1])) == pytest.approx(result)
 
 
-def test_losses_of_a_completion_do_not_depend_on_the_others(tmp_path):
+def test_completion_losses_do_not_depend_on_the_other_completions(tmp_path):
     model = random_model()
     ends = [[1], [2, 3, 4], [5, 6], [7, 8]]
     longer = [[1], [2, 3, 4], [5, 6], [9] * 12]
     examples = write_examples(tmp_path / "x.bin", [(0, [10, 11], ends), (0, [10, 11], longer)])
     first, second = (
-        [losses.copy() for losses in evaluate.completion_losses(model, example)]
-        for example in evaluate.read_examples(examples, CONFIG)
+        [losses.copy() for losses in completion_losses(model, example)] for example in read_examples(examples, CONFIG)
     )
     for n, end in enumerate(ends[:3]):
         expected = reference_losses(model, np.array([10, 11, *end]))[1:]
@@ -214,7 +224,7 @@ def test_losses_of_a_completion_do_not_depend_on_the_others(tmp_path):
             assert_close(losses, expected, 2e-5)
 
 
-def test_the_first_of_equal_completions_is_chosen(tmp_path):
+def test_first_of_equal_completions_is_chosen(tmp_path):
     model = random_model()
     for label, accuracy in ((0, 1), (1, 0), (3, 0)):
         path = write_examples(tmp_path / "x.bin", [(label, [1, 2], [[3, 4]] * 4)])
@@ -229,43 +239,42 @@ class StubEncoding:
         return b"<|endoftext|>" if token == EOT else b"x" * (token % 7 + 1)
 
 
-def test_token_bytes_are_the_vocabularys_and_none_for_end_of_text(monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "load_tokenizer", StubEncoding)
-    sizes = evaluate.load_token_bytes(EOT + 1)
+def test_token_bytes(monkeypatch):
+    monkeypatch.setattr(evaluation, "load_tokenizer", StubEncoding)
+    sizes = load_token_bytes(EOT + 1)
     assert sizes.shape == (EOT + 1,) and sizes[EOT] == 0
     assert np.array_equal(sizes[:EOT], np.arange(EOT) % 7 + 1)
-    assert capsys.readouterr().out == ""
 
 
-def test_no_bits_per_byte_without_the_vocabulary(monkeypatch, capsys):
+def test_token_bytes_require_gpt2s_vocabulary(monkeypatch):
     def missing():
         raise UserError("no vocabulary; put it there")
 
-    monkeypatch.setattr(evaluate, "load_tokenizer", missing)
-    assert evaluate.load_token_bytes(EOT + 1) is None
-    assert capsys.readouterr().out == "no bits per byte: no vocabulary; put it there\n"
-    assert evaluate.load_token_bytes(CONFIG.V) is None
-    assert "the model's vocabulary is not GPT-2's" in capsys.readouterr().out
+    monkeypatch.setattr(evaluation, "load_tokenizer", missing)
+    with pytest.raises(UserError, match="no vocabulary; put it there"):
+        load_token_bytes(EOT + 1)
+    with pytest.raises(UserError, match="the model does not use GPT-2's vocabulary"):
+        load_token_bytes(CONFIG.V)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder with a model, two token files and examples; yields the model."""
+    """A working folder with a model, tiny.bin, token files a.bin and b.bin, and examples h.bin; yields the model."""
     monkeypatch.chdir(tmp_path)
     model = random_model()
     model.save("tiny.bin")
     write_tokens("a.bin", random_tokens(500, seed=1))
     write_tokens("b.bin", random_tokens(70, seed=2))
-    write_examples(pathlib.Path("h.bin"), random_examples(5, np.random.default_rng(0)))
+    write_examples(pathlib.Path("h.bin"), random_examples(5, np.random.default_rng(0), CONFIG))
     yield model
     set_threads(available_threads())
 
 
 def run(arguments):
-    evaluate.main(["--model", "tiny.bin", *arguments.split()])
+    main(["--model", "tiny.bin", *arguments.split()])
 
 
-def test_command_prints_and_writes_the_same(folder, capsys):
+def test_printed_and_json_results(folder, capsys):
     run("--data a.bin b.bin --stride 4 -t 12 -b 3 --hellaswag h.bin --json out.json --threads 2")
     results = json.loads(pathlib.Path("out.json").read_text())
     expected = evaluate_split(folder, [random_tokens(500, seed=1), random_tokens(70, seed=2)], 3, 12, 4)
@@ -275,14 +284,14 @@ def test_command_prints_and_writes_the_same(folder, capsys):
         "hellaswag": {"file": "h.bin"} | evaluate_hellaswag(folder, "h.bin"),
     }
     out = capsys.readouterr().out
-    assert "568 tokens predicted, in windows of 12 that advance by 4\n" in out
+    assert "568 tokens predicted, windows of 12, stride 4\n" in out
     assert f"loss {expected['loss']:.6f} +- {expected['standard_error']:.4f} nats per token\n" in out
     assert f"perplexity {expected['perplexity']:.4f}\n" in out
-    assert "bits per byte:" in out  # why there are none
+    assert "no bits per byte: the model does not use GPT-2's vocabulary\n" in out
     assert f"HellaSwag, 5 examples\naccuracy {results['hellaswag']['accuracy']:.4f} +- " in out
 
 
-def test_json_has_standard_output_for_itself(folder, capsys):
+def test_json_on_stdout_is_alone_there(folder, capsys):
     run("--data b.bin --json -")
     captured = capsys.readouterr()
     results = json.loads(captured.out)
@@ -290,7 +299,7 @@ def test_json_has_standard_output_for_itself(folder, capsys):
     assert "perplexity" in captured.err
 
 
-def test_batches_of_the_default_size_change_nothing_but_the_last_digits(folder, capsys):
+def test_batch_size_affects_only_rounding(folder, capsys):
     losses = []
     for arguments in ("--data a.bin --json -", "--data a.bin -b 1 -t 16 --stride 16 --json -"):
         run(arguments)
@@ -298,7 +307,7 @@ def test_batches_of_the_default_size_change_nothing_but_the_last_digits(folder, 
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_compat_prints_the_trainers_line(folder, capsys):
+def test_compat_llmc_prints_the_trainers_line(folder, capsys):
     loop._validate(folder, DataLoader("a.bin", 4, 16, CONFIG.V), 5, StopSignals())
     line = capsys.readouterr().out
     run("--data a.bin --compat llmc -t 16 --json out.json")
@@ -313,18 +322,21 @@ BAD = {
     "empty data": ("--data empty.bin", "empty.bin: empty"),
     "one token": ("--data one.bin", "one.bin: 1 tokens, .* takes at least 2"),
     "wrong data": ("--data tiny.bin", "tiny.bin: "),
-    "another vocabulary": ("--data foreign.bin", "foreign.bin: token 50 at position 2 is not in 0 .. 49"),
-    "no stride": ("--data a.bin --stride 0", "--stride 0: choose at least 1"),
-    "negative stride": ("--data a.bin --stride -3", "--stride -3: choose at least 1"),
-    "stride beyond T": ("--data a.bin -t 8 --stride 9", "--stride 9: choose from 1 to 8"),
-    "T beyond maxT": ("--data a.bin -t 17", "--seq-len 17: the model's positions end at 16"),
-    "llm.c's T beyond maxT": ("--data a.bin --compat llmc", "--seq-len 64: the model's positions end at 16"),
+    "token above V": ("--data foreign.bin", "foreign.bin: token 50 at position 2 is not in 0 .. 49"),
+    "stride 0": ("--data a.bin --stride 0", "--stride 0: expected 1 or more"),
+    "negative stride": ("--data a.bin --stride -3", "--stride -3: expected 1 or more"),
+    "stride beyond T": ("--data a.bin -t 8 --stride 9", "--stride 9: expected 1 to 8"),
+    "T beyond maxT": ("--data a.bin -t 17", "--seq-len 17: the model's context length is 16"),
+    "llm.c's T beyond maxT": ("--data a.bin --compat llmc", "--seq-len 64: the model's context length is 16"),
     "too few tokens for llm.c": ("--data b.bin --compat llmc -t 16 -b 5", "b.bin: 70 tokens, .* at least 81"),
-    "no T": ("--data a.bin -t 0", "--seq-len 0: choose at least 1"),
-    "no B": ("--data a.bin -b 0", "--batch-size 0: choose at least 1"),
+    "T 0": ("--data a.bin -t 0", "--seq-len 0: expected 1 or more"),
+    "B 0": ("--data a.bin -b 0", "--batch-size 0: expected 1 or more"),
     "threads": ("--data a.bin --threads 0", "0 threads asked for"),
-    "no folder for the JSON": ("--data a.bin --json none/out.json", "none/out.json: no file can be made in none"),
-    "a folder as JSON": ("--data a.bin --json .", r"\.: a folder, expected a file"),
+    "missing folder for JSON": (
+        "--data a.bin --json none/out.json",
+        "none/out.json: cannot create a file in none",
+    ),
+    "folder as JSON": ("--data a.bin --json .", r"--json \.: is a folder, expected a file"),
     "missing examples": ("--hellaswag none.bin", "none.bin: No such file"),
     "wrong examples, good data": (
         "--data a.bin --hellaswag b.bin",
@@ -335,7 +347,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_line_before_anything_else(folder, capsys, arguments, message):
+def test_bad_input_is_one_line_before_any_output(folder, capsys, arguments, message):
     pathlib.Path("empty.bin").touch()
     write_tokens("one.bin", [1])
     write_tokens("foreign.bin", [1, 2, 50])
@@ -347,7 +359,7 @@ def test_bad_input_is_one_line_before_anything_else(folder, capsys, arguments, m
     assert set(pathlib.Path().iterdir()) == before
 
 
-def test_json_of_before_survives_a_failure(folder):
+def test_failure_keeps_an_earlier_json_file(folder):
     pathlib.Path("out.json").write_text("before")
     with pytest.raises(UserError, match="no such token file"):
         run("--data none.bin --json out.json")
@@ -359,14 +371,14 @@ def test_json_of_before_survives_a_failure(folder):
 @pytest.mark.parametrize(
     "arguments", ["", "--data a.bin --compat other", "--hellaswag h.bin --compat llmc", "--data a.bin --wrong"]
 )
-def test_usage(folder, capsys, arguments):
+def test_usage_errors(folder, capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         run(arguments)
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("usage: python -m gpt2.evaluate")
 
 
-def test_a_loss_that_is_not_finite_is_an_error(folder):
+def test_nonfinite_loss_is_an_error(folder):
     folder.params["lnfb"][0] = np.nan
     for function, path in ((llmc_val_loss, "a.bin"), (evaluate_hellaswag, "h.bin")):
         with pytest.raises(UserError, match="not finite"):
@@ -376,6 +388,7 @@ def test_a_loss_that_is_not_finite_is_an_error(folder):
 
 
 def test_as_a_command(folder):
+    prepare_kernels()  # reports on stderr if it compiles, and so would the command
     command = [sys.executable, "-m", "gpt2.evaluate", "--model", "tiny.bin", "--data"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     good, bad = (
@@ -383,6 +396,6 @@ def test_as_a_command(folder):
         for name in ("b.bin", "none.bin")
     )
     assert good.returncode == 0, good.stderr
-    assert "perplexity" in good.stdout and good.stderr == ""  # no bar where nobody sees it
+    assert "perplexity" in good.stdout and good.stderr == ""  # no progress bar outside a terminal
     assert bad.returncode == 1
     assert bad.stderr.startswith("error: none.bin: ") and bad.stderr.count("\n") == 1

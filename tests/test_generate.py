@@ -1,6 +1,5 @@
-"""The command line, on a small model with GPT-2's number of tokens, of which only the bytes and " t" are likely."""
+"""python -m gpt2.generate, on a small model with GPT-2's vocabulary size that prefers the bytes and " t"."""
 
-import contextlib
 import io
 import os
 import pathlib
@@ -16,8 +15,9 @@ from gpt2.errors import UserError
 from gpt2.generate import main
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
-from tests.data.test_tokenizer import pin_byte_vocabulary, write_vocabulary
+from gpt2.inference.warmup import prepare_kernels
 from tests.numeric import randomise
+from tests.support.vocabulary import pin_byte_vocabulary, write_vocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = GPT2Config(maxT=32, V=50257, L=1, NH=2, C=8)
@@ -25,7 +25,10 @@ KNOWN = 257
 
 
 def save_model(path, end_of_text=-3.0):
-    """Writes a model in which unknown tokens have logits 30 lower, and end of text 10 * end_of_text higher."""
+    """Saves a model that prefers the byte vocabulary.
+
+    The logits of other tokens are 30 lower, that of end of text is 10 * end_of_text higher.
+    """
     model = GPT2(CONFIG)
     randomise(model, np.random.default_rng(1))
     model.params["wpe"] *= 5
@@ -45,14 +48,14 @@ class Terminal(io.TextIOWrapper):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working folder: the byte vocabulary in data/, the model in m.bin, a terminal as standard input."""
+    """A working folder with the byte vocabulary in data/ and the model m.bin; standard input is a terminal."""
     monkeypatch.chdir(tmp_path)
     pin_byte_vocabulary(monkeypatch)
     monkeypatch.setenv("GPT2_DATA_DIR", "data")
     (tmp_path / "data").mkdir()
     write_vocabulary(tmp_path / "data")
     save_model("m.bin")
-    monkeypatch.setattr("gpt2.generate.compilation_shown", contextlib.nullcontext)
+    prepare_kernels()  # prints to stderr the first time
     monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO()))
     return tmp_path
 
@@ -63,7 +66,7 @@ def piped(data):
 
 @pytest.fixture
 def run(folder, capsys):
-    """Runs the command on m.bin; returns what it printed, on standard output and on standard error."""
+    """Returns a function that runs the command on m.bin and returns its output: `out` and `err`."""
 
     def run(*arguments):
         main(["--model", "m.bin", *arguments])
@@ -73,7 +76,7 @@ def run(folder, capsys):
 
 
 def greedy(prompt, count):
-    """The ids that the uncached model gives, window and all."""
+    """The ids that the uncached model generates greedily, sliding the window."""
     model, tokens, window = GPT2.load("m.bin"), [], list(prompt)
     for _ in range(count):
         if len(window) > CONFIG.maxT:
@@ -83,7 +86,7 @@ def greedy(prompt, count):
     return tokens
 
 
-def test_greedy_text_is_the_uncached_models(run):
+def test_greedy_text_equals_the_uncached_models(run):
     encoding = load_tokenizer()
     for text in ("a", "to be t", "ten tokens"):
         expected = encoding.decode(greedy(encoding.encode_ordinary(text), 20))
@@ -92,7 +95,7 @@ def test_greedy_text_is_the_uncached_models(run):
         assert len(set(expected)) > 3
 
 
-def test_the_prompt_comes_from_the_command_a_file_or_standard_input(run, monkeypatch):
+def test_prompt_sources(run, monkeypatch):
     options = ("--temperature", "0", "--max-new-tokens", "5", "--show-tokens")
     expected = run("--prompt", "né", *options).out
     pathlib.Path("prompt.txt").write_bytes("né\n".encode())
@@ -103,21 +106,21 @@ def test_the_prompt_comes_from_the_command_a_file_or_standard_input(run, monkeyp
     assert run("--prompt", "né\n", *options).out != expected
 
 
-def test_without_a_prompt_a_document_begins(run):
+def test_without_a_prompt_a_new_document_starts(run):
     options = ("--temperature", "0", "--max-new-tokens", "5")
     assert run(*options).out == load_tokenizer().decode(greedy([EOT], 5)) + "\n"
-    # In a prompt the name of a special token is text.
+    # In a prompt, the name of a special token is ordinary text.
     assert run(*options, "--prompt", "<|endoftext|>").out != run(*options).out
 
 
-def test_the_seed_decides_the_text_and_the_threads_do_not(run):
+def test_text_depends_on_the_seed_but_not_on_threads(run):
     options = ("--prompt", "a", "--max-new-tokens", "30", "--top-k", "50", "--threads")
     texts = [run(*options, threads, "--seed", "5").out for threads in ("1", "2", "3")]
     assert texts[0] == texts[1] == texts[2]
     assert run(*options, "1", "--seed", "6").out != texts[0] != run(*options, "1").out
 
 
-def test_several_samples_have_a_heading_each(run):
+def test_several_samples(run):
     options = ("--prompt", "a", "--max-new-tokens", "12", "--seed", "5")
     printed = run(*options, "--num-samples", "3").out
     assert printed == run(*options, "--num-samples", "3").out
@@ -126,7 +129,7 @@ def test_several_samples_have_a_heading_each(run):
     assert len({text.partition("\n")[2] for text in texts}) == 3
 
 
-def test_the_end_of_text_ends_a_sample(run):
+def test_end_of_text_ends_a_sample(run):
     save_model("m.bin", end_of_text=5.0)
     assert run("--prompt", "a").out == "\n"
     assert run("--prompt", "a", "--num-samples", "2").out == "--- sample 1 of 2 ---\n\n--- sample 2 of 2 ---\n\n"
@@ -135,7 +138,7 @@ def test_the_end_of_text_ends_a_sample(run):
     assert run("--prompt", "a", "--num-beams", "2").out == "\n"
 
 
-def test_a_stop_text_ends_a_sample_and_is_not_shown(run):
+def test_stop_text_ends_a_sample_and_is_not_printed(run):
     options = ("--prompt", "a", "--temperature", "0", "--max-new-tokens", "20")
     text = run(*options).out
     stop = text[6:9]
@@ -143,7 +146,7 @@ def test_a_stop_text_ends_a_sample_and_is_not_shown(run):
     assert run(*options, "--stop", "no such text", "--stop", stop).out == text[: text.index(stop)] + "\n"
 
 
-def test_tokens_are_shown_a_line_each(run):
+def test_show_tokens(run):
     encoding, prompt = load_tokenizer(), [load_tokenizer().encode_single_token("a")]
     lines = run("--prompt", "a", "--temperature", "0", "--max-new-tokens", "6", "--show-tokens").out.splitlines()
     expected = greedy(prompt, 6)
@@ -155,17 +158,17 @@ def test_tokens_are_shown_a_line_each(run):
     assert repr(data)[1:] in lines[0]
 
 
-def test_past_the_context_the_window_slides_and_that_is_said_once(run):
+def test_sliding_window_is_reported_once(run):
     printed = run("--prompt", "a", "--temperature", "0", "--max-new-tokens", "60")
     assert printed.out == load_tokenizer().decode(greedy([ord("a") - 33], 60)) + "\n"
-    assert printed.err == "past 32 tokens the window slides: the beginning of the text is let go\n"
+    assert printed.err == "text exceeds the context of 32 tokens: the model no longer sees its beginning\n"
 
 
-def test_a_prompt_that_is_too_long_is_cut_and_that_is_said(run):
+def test_long_prompt_is_truncated_and_reported(run):
     options = ("--temperature", "0", "--max-new-tokens", "1")
     long, end = "abcdefgh" * 5, "abcdefgh" * 4
     printed = run("--prompt", long, *options)
-    assert printed.err == "the prompt has 40 tokens, the model reads 32: the first 8 are cut\n"
+    assert printed.err == "prompt of 40 tokens exceeds the context of 32: dropping the first 8\n"
     whole = run("--prompt", end, *options)
     assert whole.err == "" and whole.out == printed.out
 
@@ -178,24 +181,24 @@ def test_beam_search(run):
     assert run("--prompt", "a t", "--num-beams", "4", "--max-new-tokens", "10").out == expected + "\n"
 
 
-def test_a_model_of_another_vocabulary_shows_ids(folder, capsys):
+def test_model_with_another_vocabulary_prints_ids(folder, capsys):
     model = GPT2(GPT2Config(maxT=16, V=30, L=1, NH=1, C=8))
     model.save("other.bin")
     options = ["--model", "other.bin", "--max-new-tokens", "6"]
     for more in ([], ["--num-beams", "2"]):
         main([*options, *more])
         printed = capsys.readouterr()
-        assert printed.err == "other.bin: 30 tokens, not GPT-2's 50257: they are shown as ids\n"
+        assert printed.err == "other.bin: the model has 30 tokens, GPT-2's vocabulary has 50257: printing token ids\n"
         assert len(printed.out.split()) == 6 and all(int(id) < 30 for id in printed.out.split())
     for refused in (["--prompt", "a"], ["--stop", "a"], ["--interactive"]):
-        with pytest.raises(UserError, match=r"other.bin: 30 tokens, not .* needs GPT-2's vocabulary"):
+        with pytest.raises(UserError, match=r"other.bin: the model has 30 tokens, .* requires GPT-2's vocabulary"):
             main([*options, *refused])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--top-p 0", "--top-p 0.0: expected a number above 0, at most 1"),
+        ("--top-p 0", "--top-p 0.0: expected a number above 0, up to 1"),
         ("--top-p 1.5", "--top-p 1.5"),
         ("--temperature -1", "--temperature -1.0: expected 0"),
         ("--temperature nan", "--temperature nan"),
@@ -207,18 +210,18 @@ def test_a_model_of_another_vocabulary_shows_ids(folder, capsys):
         ("--max-new-tokens 0", "--max-new-tokens 0: expected 1 or more"),
         ("--seed -1", "--seed -1: expected 0 or more"),
         ("--threads 0", "0 threads"),
-        ("--num-beams 2 --top-k 5", "--num-beams does not go with --top-k"),
-        ("--num-beams 2 --temperature 1", "--num-beams does not go with --temperature"),
-        ("--num-beams 2 --num-samples 2", "--num-beams does not go with --num-samples"),
-        ("--interactive --num-samples 2", "--interactive does not go with --num-samples"),
-        ("--interactive --show-tokens", "--interactive does not go with --show-tokens"),
-        ("--prompt a --prompt-file b", "--prompt and --prompt-file: choose one"),
+        ("--num-beams 2 --top-k 5", "--num-beams excludes --top-k"),
+        ("--num-beams 2 --temperature 1", "--num-beams excludes --temperature"),
+        ("--num-beams 2 --num-samples 2", "--num-beams excludes --num-samples"),
+        ("--interactive --num-samples 2", "--interactive excludes --num-samples"),
+        ("--interactive --show-tokens", "--interactive excludes --show-tokens"),
+        ("--prompt a --prompt-file b", "--prompt and --prompt-file exclude each other"),
         ("--prompt-file missing.txt", "missing.txt: No such file"),
         ("--prompt-file empty.txt", "empty.txt: the prompt is empty"),
         ("--prompt-file latin.txt", "latin.txt: not UTF-8 at byte 2"),
         ("--prompt=", "--prompt: the prompt is empty"),
         ("--prompt a\udce9", "--prompt: not UTF-8 at byte 1"),
-        ("--stop=", "--stop: the text is empty"),
+        ("--stop=", "--stop: empty text"),
         ("--model missing.bin", "missing.bin"),
     ],
 )
@@ -230,13 +233,13 @@ def test_bad_input_is_one_line(run, arguments, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_empty_standard_input_is_refused(run, monkeypatch):
+def test_empty_standard_input_is_rejected(run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", piped(b""))
     with pytest.raises(UserError, match="standard input: the prompt is empty"):
         run()
 
 
-def test_a_bad_option_ends_the_command_with_status_1(tmp_path):
+def test_bad_option_exits_with_status_1(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "gpt2.generate", "--top-p", "0"],
         capture_output=True,
@@ -246,4 +249,4 @@ def test_a_bad_option_ends_the_command_with_status_1(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert (run.returncode, run.stdout) == (1, "")
-    assert run.stderr == "error: --top-p 0.0: expected a number above 0, at most 1\n"
+    assert run.stderr == "error: --top-p 0.0: expected a number above 0, up to 1\n"

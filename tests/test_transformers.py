@@ -1,6 +1,6 @@
-"""Cross-check with the GPT-2 of transformers, on PyTorch; skipped where they are not installed.
+"""Cross-checks with transformers' GPT-2 on PyTorch: logits, gradients, and whole training trajectories.
 
-By hand, at GPT-2 124M's sizes and with random weights (a few minutes, 6 GB):
+The same at GPT-2 124M's sizes, with random weights (a few minutes, 6 GB):
     python -m tests.test_transformers
 """
 
@@ -8,86 +8,40 @@ import numpy as np
 import pytest
 
 from gpt2.config import PRESETS, GPT2Config
-from gpt2.formats.huggingface import FOREIGN_NAMES, FOREIGN_SIZES, TRANSPOSED
+from gpt2.formats.llmc import write_tokens
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW
+from gpt2.training.loop import train
+from gpt2.training.options import TrainOptions
 from tests import reference
-from tests.numeric import assert_close, random_batch, randomise, relative_error
+from tests.numeric import assert_close, random_batch, randomise
+from tests.support.foreign import (
+    foreign_forward,
+    foreign_model,
+    foreign_optimizer,
+    gradient_differences,
+    require,
+)
+
+pytestmark = pytest.mark.crosscheck
 
 SMALL = GPT2Config(maxT=100, V=131, L=3, NH=3, C=66)
-BATCH = {"B": 3, "T": 90}  # more rows than one chunk of the classifier has
+BATCH = {"B": 3, "T": 90}  # more rows than one chunk of the classifier
 DECAY = 0.1
-
-
-def foreign_model(model, dtype):
-    """Returns transformers' GPT-2 with the parameters of `model`, computing in float32 or float64."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    sizes = {foreign: getattr(model.config, ours) for ours, foreign in FOREIGN_SIZES.items()}
-    dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    config = transformers.GPT2Config(**sizes, **dropouts, attn_implementation="eager")
-    theirs = transformers.GPT2LMHeadModel(config).to(getattr(torch, dtype))
-    with torch.no_grad():
-        for _, parameter, ours in pieces(theirs, model.params, model.config):
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(ours)))
-    return theirs
-
-
-def pieces(theirs, tensors, config):
-    """Yields (our name, their parameter, the part of our tensor that belongs to it, in its shape)."""
-    parameters = dict(theirs.transformer.named_parameters())
-    for name, foreign in FOREIGN_NAMES.items():
-        ours = tensors[name][: config.V] if name == "wte" else tensors[name]
-        if "{}" not in foreign:
-            yield name, parameters[foreign], ours
-            continue
-        for layer in range(config.L):
-            part = ours[layer].T if name in TRANSPOSED else ours[layer]
-            yield name, parameters[foreign.format(layer)], part
-
-
-def foreign_forward(theirs, tokens, targets):
-    """Returns (logits, loss), tensors of PyTorch."""
-    import torch
-
-    logits = theirs(torch.from_numpy(tokens.astype(np.int64))).logits
-    rows = logits.reshape(-1, logits.shape[-1])
-    return logits, torch.nn.functional.cross_entropy(rows, torch.from_numpy(targets.reshape(-1).astype(np.int64)))
-
-
-def gradient_differences(theirs, grads, config):
-    """Returns a dict of each of the 16 names -> relative difference of the gradient, over all layers together."""
-    parts = {}
-    for name, parameter, ours in pieces(theirs, grads, config):
-        parts.setdefault(name, []).append((np.asarray(ours).ravel(), parameter.grad.numpy().ravel()))
-    return {name: relative_error(*map(np.concatenate, zip(*pairs, strict=True))) for name, pairs in parts.items()}
-
-
-def foreign_optimizer(theirs, lr):
-    import torch
-
-    groups = [
-        {"params": [p for p in theirs.parameters() if p.dim() == 2], "weight_decay": DECAY},
-        {"params": [p for p in theirs.parameters() if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
 
 
 def differences(model, B, T, steps=10, lr=1e-3, dtype="float32"):
     """Trains `model` and transformers' copy of it side by side on the same random batches.
 
     Returns a dict: "logits" and "gradients" of the first batch (the largest difference of a logit; each name's relative
-    difference), "losses" of all steps (the largest difference), and "first" and "last" loss.
+    difference), "losses" of all steps (the largest difference), "first" and "last" loss (ours, theirs).
     """
     theirs, config = foreign_model(model, dtype), model.config
     rng = np.random.default_rng(2)
     tokens, targets = random_batch(config, B, T, rng)
-    result = {
-        "logits": float(
-            np.max(np.abs(model.logits(tokens) - foreign_forward(theirs, tokens, targets)[0].detach().numpy()))
-        )
-    }
-    ours, foreign = AdamW(model, weight_decay=DECAY), foreign_optimizer(theirs, lr)
+    foreign_logits = foreign_forward(theirs, tokens, targets)[0].detach().numpy()
+    result = {"logits": float(np.max(np.abs(model.logits(tokens) - foreign_logits)))}
+    ours, foreign = AdamW(model, weight_decay=DECAY), foreign_optimizer(theirs, lr, DECAY)
     losses = []
     for step in range(steps):
         foreign.zero_grad()
@@ -100,7 +54,7 @@ def differences(model, B, T, steps=10, lr=1e-3, dtype="float32"):
             result["gradients"] = gradient_differences(theirs, model.grads, config)
         foreign.step()
         ours.step(lr)
-        if step % 2:  # every batch twice, so that the losses show the updates
+        if step % 2:  # each batch twice, so that the losses depend on the updates
             tokens, targets = random_batch(config, B, T, rng)
     result["losses"] = float(np.max(np.abs(np.subtract(*zip(*losses, strict=True)))))
     return result | {"first": losses[0], "last": losses[-1]}
@@ -128,7 +82,7 @@ def test_small_model_in_float64():
     assert result["losses"] < 1e-10, result
 
 
-def test_the_reference_in_float64():
+def test_reference_in_float64():
     model = make(np.float64)
     theirs = foreign_model(model, "float64")
     tokens, targets = random_batch(SMALL, **BATCH, rng=np.random.default_rng(2))
@@ -139,6 +93,58 @@ def test_the_reference_in_float64():
     assert expected_loss == pytest.approx(loss.item(), rel=1e-12)
     found = gradient_differences(theirs, grads, SMALL)
     assert max(found.values()) < 1e-11, found
+
+
+def foreign_trajectory(model, tokens, options):
+    """Trains transformers' copy of `model`; returns (loss, gradient norm before clipping) of each step, (steps, 2)."""
+    torch = require("torch")
+    theirs = foreign_model(model, "float32")
+    optimizer = foreign_optimizer(theirs, options.learning_rate, options.weight_decay)
+    B, T, micro_steps = options.batch_size, options.seq_len, options.grad_accum_steps
+    batches = iter(range(0, tokens.size, B * T))
+    trajectory = []
+    for _ in range(options.max_steps):
+        optimizer.zero_grad()
+        mean = 0.0
+        for _ in range(micro_steps):
+            start = next(batches)
+            inputs, targets = (tokens[i : i + B * T].reshape(B, T) for i in (start, start + 1))
+            loss = foreign_forward(theirs, inputs, targets)[1] / micro_steps
+            loss.backward()
+            mean += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), options.grad_clip)
+        optimizer.step()
+        trajectory.append((mean, norm.item()))
+    return np.array(trajectory)
+
+
+def test_training_trajectory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = make(np.float32)
+    model.save("start.bin")
+    options = TrainOptions(
+        init="start.bin",
+        train_data="train.bin",
+        val_every=0,
+        sample_every=0,
+        batch_size=3,
+        seq_len=30,
+        grad_accum_steps=2,
+        max_steps=10,
+        learning_rate=3e-3,
+        weight_decay=DECAY,
+        grad_clip=1.0,
+    )
+    # Text with structure, so that there is something to learn.
+    tokens = np.cumsum(np.random.default_rng(3).integers(0, 3, 3 * 30 * 2 * 10 + 1)) % SMALL.V
+    write_tokens("train.bin", tokens)
+    theirs = foreign_trajectory(model, tokens, options)
+    records = []
+    train(options, on_step=lambda state, record: records.append(dict(record)))
+    ours = np.array([(record["train_loss"], record["grad_norm"]) for record in records])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert (ours[:, 1] > options.grad_clip).all()  # every step was clipped
+    assert ours[-1, 0] < ours[0, 0] - 1
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Text from a model: the KV cache, sampling, beam search, text as it streams."""
+"""Text generation and evaluation: KV cache, sampling, beam search, streaming text, loss and accuracy."""

@@ -1,20 +1,20 @@
-"""Beam search: the likeliest of several continuations, of which the best few are followed at once."""
+"""Beam search: extends the best few continuations in parallel and returns the most probable one."""
 
 import numpy as np
 from tqdm import tqdm
 
 from gpt2.inference.sampling import Token, penalise
 
-# Score of a beam that does not exist: all of them start as copies of the first one.
-NO_BEAM = -1e9
+NO_BEAM = -1e9  # score of a beam not yet in use: at first all beams are copies of the first
 
 
 def beam_search(context, max_new_tokens, repetition_penalty=1.0, eot=None):
-    """Returns the best continuation found, a list of Token. It ends with `eot` or has max_new_tokens tokens.
+    """Returns the best continuation found, a list of Token that ends with `eot` or has max_new_tokens tokens.
 
-    context: a Context whose samples, the beams, have the same tokens. A continuation's score is its log
-    probability by its length; the search ends once no beam that runs, scored as it stands, is better than as many
-    finished ones. This is transformers' search with do_sample=False, early_stopping=False, length_penalty=1.
+    context: a Context whose samples, one per beam, have the same tokens; it is advanced. A continuation's score is its
+    log-probability divided by its length. The search ends when there are as many finished continuations as beams and no
+    running beam scores better at its present length. Equivalent to transformers' do_sample=False,
+    early_stopping=False, length_penalty=1.
     """
     beams = len(context.tokens)
     texts, finished = [[]] * beams, []
@@ -26,7 +26,7 @@ def beam_search(context, max_new_tokens, repetition_penalty=1.0, eot=None):
             [penalise(*row, repetition_penalty) for row in zip(log_probabilities.copy(), context.tokens, strict=True)]
         )
         running = []
-        # Twice as many as there are beams, so that enough are left if as many end. Only the first can end here.
+        # Twice as many candidates as beams, so enough keep running if some end; only the top `beams` may end.
         for rank, (score, beam, id) in enumerate(_best(scores + totals, 2 * beams)):
             text = [*texts[beam], Token(id, float(np.exp(log_probabilities[beam, id])))]
             if id != eot and length < max_new_tokens:
@@ -45,7 +45,7 @@ def beam_search(context, max_new_tokens, repetition_penalty=1.0, eot=None):
 
 
 def _best(scores, count):
-    """Yields (score, row, column) of the `count` largest of scores (rows, columns), the largest first."""
+    """Yields (score, row, column) of the `count` largest elements of scores (rows, columns), in descending order."""
     flat = scores.ravel()
     count = min(count, flat.size)
     largest = np.argpartition(flat, -count)[-count:]

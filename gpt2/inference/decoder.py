@@ -1,4 +1,4 @@
-"""GPT-2 one token after the other: the keys and values of what went before are kept, not computed again."""
+"""Incremental forward pass: GPT-2 with a KV cache."""
 
 import numpy as np
 
@@ -8,12 +8,11 @@ from gpt2.kernels.decode import Scratch, Weights, append, last_logits, reorder, 
 from gpt2.layout import Layout, parameter_layout
 from gpt2.memory import allocate
 
-# Rows of a prompt that run through the layers at a time.
-CHUNK = 512
+CHUNK = 512  # rows of a prompt that go through the layers at a time
 
 
 def cache_layout(config, batch_size, length):
-    """The keys and values of `length` tokens of each sequence, and the scratch of a pass over some of them."""
+    """The KV cache for `length` tokens of each sequence, and the scratch memory of a forward pass."""
     shape = (config.L, batch_size, config.NH, length, config.HS)
     rows = max(batch_size, min(CHUNK, batch_size * length))
     scratch = scratch_shapes(rows, batch_size, length, config.V, config.NH, config.C)
@@ -21,25 +20,25 @@ def cache_layout(config, batch_size, length):
 
 
 class Decoder:
-    """`batch_size` sequences of up to `length` tokens, and the logits of what may follow them.
+    """Computes next-token logits for `batch_size` sequences of up to `length` tokens, with a KV cache.
 
-    Attributes: `config`, `batch_size`, `length`; `position`, tokens of each sequence that are in the cache. Set to a
-    smaller number, it forgets the tokens from there on.
+    Attributes: `config`, `batch_size`, `length`; `position`, the number of cached tokens per sequence. Setting it to a
+    smaller number drops the tokens after it.
     """
 
     def __init__(self, config, params, batch_size=1, length=None):
-        """params: float32 (parameter_layout(config).size,), shared and not changed; length: at most maxT, the default.
+        """params: float32 (parameter_layout(config).size,), shared, read-only. length: at most maxT, the default.
 
-        Raises UserError for sizes that cannot be, or if there is too little memory.
+        Raises UserError for sizes out of range, or if there is too little memory.
         """
         length = config.maxT if length is None else length
         if batch_size < 1 or not 1 <= length <= config.maxT:
             raise UserError(
-                f"{batch_size} sequences of {length} tokens: at least 1 sequence and 1 to {config.maxT} tokens expected"
+                f"{batch_size} sequences of {length} tokens: expected at least 1 sequence of 1 to {config.maxT} tokens"
             )
         self.config, self.batch_size, self.length = config, batch_size, length
         layout = cache_layout(config, batch_size, length)
-        tensors = layout.views(allocate(layout.size, params.dtype, f"a cache of {batch_size}x{length} tokens"))
+        tensors = layout.views(allocate(layout.size, params.dtype, f"a KV cache of {batch_size}x{length} tokens"))
         self._keys, self._values, self._reordered = (tensors.pop(name) for name in ("keys", "values", "reordered"))
         self._scratch = Scratch(**tensors)
         self._weights = Weights(**parameter_layout(config).views(params))
@@ -52,15 +51,15 @@ class Decoder:
     @position.setter
     def position(self, position):
         if not 0 <= position <= self._position:
-            raise ValueError(f"position {position}: only the first {self._position} tokens are in the cache")
+            raise ValueError(f"position {position}: expected 0 to {self._position}, the number of cached tokens")
         self._position = position
 
     def forward(self, tokens):
-        """Appends tokens to each sequence; returns the logits of what follows, (batch_size,V) float32.
+        """Appends tokens to each sequence; returns the logits of the next token, float32 (batch_size,V).
 
-        tokens: integers (batch_size,n) below V. (1,n), into an empty cache, begins all sequences alike and is computed
-        once. The array returned is overwritten by the next call. Raises UserError for tokens that are not such, or more
-        than there is room for.
+        tokens: integers (batch_size,n) below V. With an empty cache, (1,n) is a prompt shared by all sequences and
+        computed once. The next call overwrites the array returned. Raises UserError for invalid tokens, or more than
+        fit.
         """
         tokens = self._checked(tokens)
         B, n = tokens.shape
@@ -78,10 +77,12 @@ class Decoder:
         return self._scratch.logits
 
     def reorder(self, rows):
-        """Lets each sequence i go on from what sequence rows[i] holds now: rows, integers (batch_size,)."""
+        """Replaces each sequence i by a copy of sequence rows[i]; rows: integers (batch_size,)."""
         rows = np.asarray(rows)
         if rows.shape != (self.batch_size,) or rows.min() < 0 or rows.max() >= self.batch_size:
-            raise ValueError(f"rows {rows.tolist()}: {self.batch_size} numbers below {self.batch_size} expected")
+            raise ValueError(
+                f"rows {rows.tolist()}: expected {self.batch_size} numbers from 0 to {self.batch_size - 1}"
+            )
         if np.array_equal(rows, np.arange(self.batch_size)):
             return
         rows = np.ascontiguousarray(rows, dtype=np.int64)
@@ -93,13 +94,13 @@ class Decoder:
         config, most = self.config, self.length - self._position
         alike = self._position == 0 and tokens.shape[:1] == (1,)
         if tokens.ndim != 2 or tokens.size == 0 or tokens.dtype.kind not in "iu":
-            raise UserError(f"tokens of shape {tokens.shape}, {tokens.dtype}: integers (B, n) expected, at least one")
+            raise UserError(f"tokens of shape {tokens.shape}, {tokens.dtype}: expected integers (B, n), at least one")
         if tokens.shape[0] != self.batch_size and not alike:
-            raise UserError(f"tokens of {tokens.shape[0]} sequences, but {self.batch_size} are in the cache")
+            raise UserError(f"tokens of {tokens.shape[0]} sequences: expected {self.batch_size}, as in the cache")
         if tokens.shape[1] > most:
-            raise UserError(f"{tokens.shape[1]} tokens, but the cache of {self.length} has room for {most}")
+            raise UserError(f"{tokens.shape[1]} tokens: the cache of {self.length} has room for {most}")
         if tokens.min() < 0 or tokens.max() >= config.V:
-            raise UserError(f"a token is not between 0 and the vocabulary's last, {config.V - 1}")
+            raise UserError(f"a token is out of range: expected 0 to {config.V - 1}")
         return np.ascontiguousarray(tokens, dtype=np.int32)
 
 

@@ -1,4 +1,4 @@
-"""A prompt loop. GPT-2 is no chat model: what is typed and what it replies are one text that both continue."""
+"""Interactive prompt loop. GPT-2 is not a chat model: the user and the model take turns extending one text."""
 
 import contextlib
 import sys
@@ -8,37 +8,37 @@ from gpt2.inference.sampling import generate
 from gpt2.inference.textstream import TextStream
 
 with contextlib.suppress(ImportError):
-    import readline  # noqa: F401  gives input() line editing and a history, which is not kept after the session
+    import readline  # noqa: F401  gives input() line editing and a history for the session
 
 HELP = (
-    "Type text, and the model continues it; an empty line lets it go on. "
-    "Ctrl-C stops a reply, Ctrl-D ends. Nothing is kept after the session."
+    "Type text for the model to continue; an empty line lets it carry on. "
+    "Ctrl-C stops a reply, Ctrl-D ends the session. Nothing is saved."
 )
-SLID = "past {} tokens the window slides: the beginning of the text is let go"
+SLID = "text exceeds the context of {} tokens: the model no longer sees its beginning"
 
 
 class Conversation:
-    """A text that the user and the model write in turn, and the context that has read it.
+    """A text that the user and the model extend in turn, and the Context that has read it.
 
-    The context holds what stands on the screen: a line that is typed after a reply starts a new line, and a reply that
-    an end of text or a stop text ended is without it. (What was held back when a reply is interrupted, part of a
-    character or of a stop text, stays in it unseen.)
+    The context matches the screen: text typed after a reply starts on a new line, and the end of text or stop text that
+    ended a reply is removed. (Text held back when a reply is interrupted, an incomplete character or the start of a
+    stop text, remains in the context.)
     """
 
     def __init__(self, context, encoding, sampling, rng, max_new_tokens, stops=()):
-        """context: gpt2.inference.context.Context of one sample. The others: see `generate` and `TextStream`."""
+        """context: a Context of one sample. The others: see sampling.generate and textstream.TextStream."""
         self._context, self._encoding, self._stops = context, encoding, stops
         self._sampling, self._rng, self._max_new_tokens = sampling, rng, max_new_tokens
         self._line_open = False
 
     def add(self, text):
-        """Puts the user's text at the end."""
-        text.encode()  # what is not UTF-8 was decoded to lone surrogates, which the vocabulary would replace
+        """Appends the user's text. Raises UnicodeEncodeError if it has lone surrogates, which stand for bad UTF-8."""
+        text.encode()
         self._context.add([self._encoding.encode_ordinary("\n" + text if self._line_open else text)])
         self._shown(text)
 
     def reply(self):
-        """Yields the model's continuation, piece by piece."""
+        """Yields the model's continuation in pieces of text."""
         if not self._context.tokens.size:
             self._context.add([[EOT]])
         stream, shown = TextStream(self._encoding, self._stops), ""
@@ -46,7 +46,7 @@ class Conversation:
         for count, (token,) in enumerate(steps, start=1):
             piece = stream.feed(token)
             shown += piece
-            # Before the piece is shown, which is where the reply may be interrupted.
+            # Before the yield: the reply may be interrupted there.
             self._shown(piece)
             yield piece
             if stream.done:
@@ -62,9 +62,9 @@ class Conversation:
             self._line_open = not text.endswith("\n")
 
     def run(self):
-        """Reads lines and prints replies until Ctrl-D; Ctrl-C ends a reply or a line."""
+        """Reads lines and prints replies until Ctrl-D; Ctrl-C abandons the current reply or line."""
         print(HELP, file=sys.stderr)
-        said = False
+        warned = False
         while True:
             try:
                 line = input("> ")
@@ -78,9 +78,9 @@ class Conversation:
             except KeyboardInterrupt:
                 pass
             except UnicodeEncodeError:
-                print("that line is not UTF-8: it is left out", file=sys.stderr)
+                print("ignored a line that is not UTF-8", file=sys.stderr)
                 continue
             print()
-            if self._context.slid and not said:
-                said = True
+            if self._context.slid and not warned:
+                warned = True
                 print(SLID.format(self._context.length), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""From logits to the next token: temperature, filters, repetition penalty, the draw, and the loop around it."""
+"""Sampling: logits to next token through temperature, filters and repetition penalty; and the generation loop."""
 
 import dataclasses
 import math
@@ -8,12 +8,12 @@ import numpy as np
 
 from gpt2.errors import UserError
 
-# Dividing by less could overflow float32, in which the logits are.
+# Dividing float32 logits by less could overflow.
 LOWEST_TEMPERATURE = LOWEST_PENALTY = 1e-6
 
 
 class Token(typing.NamedTuple):
-    """A token that was chosen. probability: the model's own, before temperature, filters and penalty."""
+    """A generated token. probability: the model's own, before temperature, filters and penalty."""
 
     id: int
     probability: float
@@ -21,12 +21,12 @@ class Token(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Raises UserError, naming the option, for a value out of range.
+    """Sampling parameters. Raises UserError, naming the option, for a value out of range.
 
-    temperature: what the logits are divided by; 0 always takes the likeliest token. top_k: keep that many of the
-    likeliest. top_p: keep the likeliest that together have at least this probability. min_p: keep those at least this
-    many times as probable as the likeliest. repetition_penalty: makes tokens of the context less likely if above 1.
-    None switches a filter off. They apply in transformers' order (the penalty, then as listed) and leave its tokens.
+    temperature: divides the logits; 0 is greedy. top_k: keep the k most probable tokens. top_p: keep the most probable
+    tokens that add up to at least p. min_p: keep tokens at least p times as probable as the top token.
+    repetition_penalty: above 1, makes tokens of the context less probable. None disables a filter. The order (penalty,
+    then as listed) and the tokens kept are those of transformers.
     """
 
     temperature: float = 1.0
@@ -37,18 +37,18 @@ class Sampling:
 
     def __post_init__(self):
         valid = self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature < math.inf
-        _require(valid, "--temperature", self.temperature, f"0 (greedy), or a number from {LOWEST_TEMPERATURE:g}")
+        _require(valid, "--temperature", self.temperature, f"0 (greedy), or at least {LOWEST_TEMPERATURE:g}")
         _require(self.top_k is None or self.top_k >= 1, "--top-k", self.top_k, "1 or more")
-        _require(self.top_p is None or 0 < self.top_p <= 1, "--top-p", self.top_p, "a number above 0, at most 1")
+        _require(self.top_p is None or 0 < self.top_p <= 1, "--top-p", self.top_p, "a number above 0, up to 1")
         _require(self.min_p is None or 0 <= self.min_p <= 1, "--min-p", self.min_p, "a number from 0 to 1")
         valid = LOWEST_PENALTY <= self.repetition_penalty <= 1 / LOWEST_PENALTY
-        expected = f"a number from {LOWEST_PENALTY:g} to {1 / LOWEST_PENALTY:g} (1 is none)"
+        expected = f"a number from {LOWEST_PENALTY:g} to {1 / LOWEST_PENALTY:g} (1: off)"
         _require(valid, "--repetition-penalty", self.repetition_penalty, expected)
 
     def scores(self, logits, context):
-        """Returns float32 (V,): what the draw is from, -inf for tokens that are not to be drawn.
+        """Returns the filtered logits, float32 (V,), -inf for excluded tokens.
 
-        logits: float32 (V,), not changed. context: ids of the tokens that the penalty applies to.
+        logits: float32 (V,), not modified. context: integers, the ids that the penalty applies to.
         """
         scores = penalise(np.array(logits, np.float32), context, self.repetition_penalty)
         if self.temperature == 0:
@@ -64,19 +64,19 @@ class Sampling:
         return scores
 
     def choose(self, logits, context, rng):
-        """Returns the index of the chosen token; see `scores`. rng: numpy.random.Generator, unused at temperature 0."""
+        """Returns the id of the next token; see `scores`. rng: numpy.random.Generator, unused at temperature 0."""
         scores = self.scores(logits, context)
         return int(scores.argmax()) if self.temperature == 0 else draw(scores, rng)
 
 
 def draw(scores, rng):
-    """Draws an index from softmax(scores); scores (V,), -inf for what is never drawn."""
+    """Samples an index from softmax(scores); scores: (V,), -inf for probability 0."""
     cumulative = np.cumsum(np.exp(scores - scores.max(), dtype=np.float64))
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
 
 
 def penalise(scores, tokens, penalty):
-    """Divides the scores of `tokens` by the penalty, in place, or multiplies the negative ones; returns them."""
+    """Divides the positive scores of `tokens` by the penalty and multiplies the negative ones; in place, returned."""
     if penalty != 1:
         chosen, penalty = scores[tokens], np.float32(penalty)
         scores[tokens] = np.where(chosen < 0, chosen * penalty, chosen / penalty)
@@ -84,18 +84,18 @@ def penalise(scores, tokens, penalty):
 
 
 def random_streams(seed, count):
-    """Returns `count` independent random generators; the first ones do not depend on how many there are.
+    """Returns a list of `count` independent generators; generator i depends only on the seed and i.
 
-    seed: an integer from 0, or None for another one each time.
+    seed: a nonnegative integer, or None for fresh entropy.
     """
     return [np.random.default_rng(sequence) for sequence in np.random.SeedSequence(seed).spawn(count)]
 
 
 def generate(context, max_new_tokens, sampling, rngs):
-    """Continues a context that has tokens; yields, step by step, a list of the Token of each sample.
+    """Continues a non-empty context; yields at each step a list of Tokens, one per sample.
 
-    context: a Context, to which each token is added before it is yielded. rngs: a generator for each of its
-    samples. End of text does not end a sample: that is the caller's to see.
+    context: a Context; each token is added to it before it is yielded. rngs: a generator per sample. End of text is
+    yielded like any other token: ending the sample is up to the caller.
     """
     for _ in range(max_new_tokens):
         logits = context.logits()
@@ -106,15 +106,15 @@ def generate(context, max_new_tokens, sampling, rngs):
 
 
 def probability(logits, id):
-    """The softmax of logits (V,) at one index."""
+    """Returns the softmax of logits (V,) at index `id`, a float."""
     shifted = logits - logits.max()
     return float(np.exp(shifted[id]) / np.exp(shifted).sum())
 
 
 def _keep_top_p(scores, top_p):
-    """Takes away the least likely tokens whose probabilities sum up to no more than 1 - top_p, but not the last one.
+    """Excludes the least probable tokens whose probabilities add up to at most 1 - top_p, but never all tokens.
 
-    Of equally likely tokens those with the lower ids go first.
+    Among equally probable tokens, lower ids are excluded first.
     """
     ascending = np.sort(scores)
     cumulative = np.cumsum(_softmax(ascending, ascending[-1]), dtype=np.float64).astype(np.float32)

@@ -1,7 +1,7 @@
-"""From tokens to what is shown of them, piece by piece.
+"""Streams that turn tokens into printable text.
 
-A stream has `feed(token)`, which takes a sampling.Token and returns the piece that can be shown now; `finish()`, which
-returns what was held back; and `done`, whether the sample has ended, after which nothing is fed.
+A stream has feed(token), which takes a sampling.Token and returns the text that can be printed now; finish(), which
+returns what it held back; and `done`, True once the sample has ended and no more tokens may be fed.
 """
 
 import codecs
@@ -9,15 +9,26 @@ import codecs
 from gpt2.data.tokenizer import EOT
 
 
-class TextStream:
-    """The text, up to the end of text or the first stop text.
+def text_pieces(steps, streams):
+    """Yields, for each step, a list with each stream's text, "" once it is done; at the end, what they held back.
 
-    Bytes that are not yet a whole character are held back, and so is what may become a stop text. Bytes that never
-    become a character are shown as U+FFFD.
+    steps: an iterable of lists of Tokens, one per stream; it is left when all streams are done.
+    """
+    for tokens in steps:
+        yield ["" if stream.done else stream.feed(token) for stream, token in zip(streams, tokens, strict=True)]
+        if all(stream.done for stream in streams):
+            break
+    yield [stream.finish() for stream in streams]
+
+
+class TextStream:
+    """The decoded text up to the end of text or the first stop text.
+
+    Incomplete UTF-8 characters are held back, and so is a possible start of a stop text. Invalid UTF-8 becomes U+FFFD.
     """
 
     def __init__(self, encoding, stops=()):
-        """encoding: GPT-2's tiktoken.Encoding. stops: texts, none empty; the text is cut before the first of them."""
+        """encoding: GPT-2's tiktoken.Encoding. stops: non-empty texts; the output ends before the first of them."""
         self.done = False
         self._encoding, self._stops = encoding, stops
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -43,13 +54,13 @@ class TextStream:
         if found:
             self.done, self._held = True, ""
             return text[: min(found)]
-        end = len(text) - max((_begun(text, stop) for stop in self._stops), default=0)
+        end = len(text) - max((_pending_prefix(text, stop) for stop in self._stops), default=0)
         self._held = text[end:]
         return text[:end]
 
 
 class IdStream:
-    """The ids, for a vocabulary whose texts are not known."""
+    """Token ids, for a model without a known vocabulary."""
 
     done = False
 
@@ -61,10 +72,10 @@ class IdStream:
 
 
 class TokenLines:
-    """A line for each token: id, token, probability. The sample ends where `stream` does."""
+    """One line per token: id, token, probability. The sample ends when `stream` does."""
 
     def __init__(self, stream, encoding=None):
-        """stream: TextStream or IdStream. encoding: GPT-2's tiktoken.Encoding; without one the token is not shown."""
+        """stream: a TextStream or IdStream. encoding: GPT-2's tiktoken.Encoding; None leaves the token out."""
         self._stream, self._encoding = stream, encoding
 
     @property
@@ -73,12 +84,12 @@ class TokenLines:
 
     def feed(self, token):
         self._stream.feed(token)
-        return f"{token.id:>6}  {self._quoted(token.id):<20}  {token.probability:.6f}\n"
+        return f"{token.id:>6}  {self._repr(token.id):<20}  {token.probability:.6f}\n"
 
     def finish(self):
         return ""
 
-    def _quoted(self, id):
+    def _repr(self, id):
         if self._encoding is None:
             return ""
         data = self._encoding.decode_single_token_bytes(id)
@@ -88,7 +99,7 @@ class TokenLines:
             return repr(data)
 
 
-def _begun(text, stop):
-    """How many characters at the end of `text` are the beginning of `stop`, but not all of it."""
+def _pending_prefix(text, stop):
+    """Returns the length of the longest proper prefix of `stop` that `text` ends with."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

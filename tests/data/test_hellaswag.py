@@ -8,41 +8,13 @@ import pytest
 from gpt2.config import GPT2Config
 from gpt2.data.hellaswag import read_examples
 from gpt2.errors import UserError
+from tests.support.examples import example_numbers, file_bytes, random_examples, write_examples
 
 CONFIG = GPT2Config(maxT=16, V=50, L=1, NH=1, C=4)
 
 
-def example_numbers(index, label, context, completions):
-    """Returns an example's list of values in a file."""
-    parts = [part for tokens in (context, *completions) for part in (len(tokens), *tokens)]
-    return [65535, 2 * (5 + len(parts)), index, label, len(completions), *parts]
-
-
-def file_bytes(examples, magic=20240522, version=1, count=None, longest=None):
-    """Returns an evaluation file; examples: a list of results of example_numbers."""
-    header = np.zeros(256, "<i4")
-    header[:4] = magic, version, len(examples) if count is None else count, longest or 2 * max(map(len, examples))
-    return header.tobytes() + np.array([number for numbers in examples for number in numbers], "<u2").tobytes()
-
-
-def random_examples(count, rng, config=CONFIG):
-    """Returns a list of (label, context, completions), of lengths up to what the model allows."""
-    examples = []
-    for _ in range(count):
-        n = rng.integers(1, config.maxT // 2)
-        lengths = rng.integers(1, config.maxT - n + 2, 4)
-        context, *completions = (rng.integers(0, config.V, size) for size in (n, *lengths))
-        examples.append((int(rng.integers(4)), context, completions))
-    return examples
-
-
-def write_examples(path, examples):
-    path.write_bytes(file_bytes([example_numbers(i, *example) for i, example in enumerate(examples)]))
-    return path
-
-
 def test_examples_round_trip(tmp_path):
-    examples = random_examples(20, np.random.default_rng(0))
+    examples = random_examples(20, np.random.default_rng(0), CONFIG)
     read = list(read_examples(write_examples(tmp_path / "x.bin", examples), CONFIG))
     assert len(read) == 20
     for found, (label, context, completions) in zip(read, examples, strict=True):

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import zipfile
 
 import pytest
@@ -11,28 +10,7 @@ from gpt2.data import download, tokenizer
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
 from tests.http_server import serve
-
-
-def byte_vocabulary():
-    """Returns a dict of file name -> bytes: a vocab.bpe and encoder.json with the 256 bytes, and " t" as token 256."""
-    printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != 32]
-    others = [byte for byte in range(256) if byte not in printable]
-    tokens = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))] + ["\u0120t"]
-    encoder = {token: n for n, token in enumerate(tokens)} | {"<|endoftext|>": EOT}
-    return {"vocab.bpe": "#version: 0.2\n\u0120 t\n".encode(), "encoder.json": json.dumps(encoder).encode()}
-
-
-def pin_byte_vocabulary(monkeypatch):
-    """Makes the byte vocabulary the expected one, at a URL where nothing listens."""
-    pins = {name: download.Pin(len(data), hashlib.sha256(data).hexdigest()) for name, data in byte_vocabulary().items()}
-    monkeypatch.setattr(tokenizer, "VOCAB_FILES", pins)
-    monkeypatch.setattr(tokenizer, "VOCAB_URL", "http://127.0.0.1:9/")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-def write_vocabulary(folder):
-    for name, data in byte_vocabulary().items():
-        (folder / name).write_bytes(data)
+from tests.support.vocabulary import byte_vocabulary, pin_byte_vocabulary, write_vocabulary
 
 
 @pytest.fixture

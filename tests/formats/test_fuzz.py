@@ -32,7 +32,8 @@ from gpt2.formats.run import newest_model
 from gpt2.layout import parameter_layout
 from gpt2.training import checkpoint
 from gpt2.training.metrics import Metrics
-from tests.data import test_hellaswag, test_tokenizer
+from tests.support.examples import example_numbers, file_bytes, random_examples
+from tests.support.vocabulary import byte_vocabulary, pin_byte_vocabulary
 
 CONFIG = GPT2Config(maxT=5, V=7, L=1, NH=2, C=4)
 LAYOUT = parameter_layout(CONFIG)
@@ -173,8 +174,8 @@ def read_foreign(folder):
 
 def evaluation_folders():
     rng = np.random.default_rng(0)
-    examples = enumerate(test_hellaswag.random_examples(5, rng, CONFIG))
-    return [{"eval.bin": test_hellaswag.file_bytes([test_hellaswag.example_numbers(i, *each) for i, each in examples])}]
+    examples = enumerate(random_examples(5, rng, CONFIG))
+    return [{"eval.bin": file_bytes([example_numbers(i, *each) for i, each in examples])}]
 
 
 def read_evaluation(folder):
@@ -189,7 +190,7 @@ def read_vocabulary(folder):
         raise UnavailableError("no network")
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
-        test_tokenizer.pin_byte_vocabulary(patch)
+        pin_byte_vocabulary(patch)
         patch.setenv("TIKTOKEN_CACHE_DIR", "")
         patch.setattr(download, "download", refuse)
         patch.setattr(download, "download_package", refuse)
@@ -285,7 +286,7 @@ READERS = {
     "safetensors folder": Reader([with_length(parts) for parts in foreign_folders()], read_foreign),
     "safetensors header": Reader(foreign_folders(), read_foreign, with_length),
     "evaluation": Reader(evaluation_folders(), read_evaluation),
-    "vocabulary": Reader([test_tokenizer.byte_vocabulary()], read_vocabulary, accepts=(False,)),
+    "vocabulary": Reader([byte_vocabulary()], read_vocabulary, accepts=(False,)),
     "checkpoint": Reader(CHECKPOINTS, read_checkpoint),
     "sealed checkpoint": Reader(sealed_folders(), read_sealed, sealed),
     "manifest": Reader(

@@ -1,4 +1,4 @@
-"""Beam search finds what an exhaustive search finds where it sees everything, and what transformers finds."""
+"""Beam search against exhaustive search, greedy decoding and transformers."""
 
 import itertools
 
@@ -10,6 +10,7 @@ from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
 from gpt2.inference.sampling import Sampling, generate, probability
 from tests.numeric import randomise
+from tests.support.foreign import foreign_model, require
 
 CONFIG = GPT2Config(maxT=32, V=30, L=2, NH=2, C=8)
 
@@ -18,7 +19,7 @@ def make_model(config, seed=3, scale=1.0):
     model = GPT2(config)
     randomise(model, np.random.default_rng(seed))
     model.params["wte"] *= scale
-    model.params["wpe"] *= 3  # so that texts do not repeat themselves
+    model.params["wpe"] *= 3  # avoids repetitive text
     return model
 
 
@@ -34,7 +35,7 @@ def mean_log_probability(model, prompt, text):
 
 
 @pytest.mark.parametrize("eot", [None, 2])
-def test_with_enough_beams_it_is_the_exhaustive_search(eot):
+def test_with_enough_beams_equals_exhaustive_search(eot):
     config = GPT2Config(maxT=8, V=4, L=1, NH=1, C=8)
     for seed in range(5):
         model = make_model(config, seed, scale=2.0)
@@ -48,7 +49,7 @@ def test_with_enough_beams_it_is_the_exhaustive_search(eot):
         assert log_probabilities.mean() == pytest.approx(max(scores.values()), rel=1e-4)
 
 
-def test_one_beam_is_greedy():
+def test_one_beam_is_greedy_decoding():
     model = make_model(CONFIG)
     context = Context(CONFIG, model.params_flat)
     context.add([[5, 6]])
@@ -56,13 +57,11 @@ def test_one_beam_is_greedy():
     assert [token.id for token in search(model, [5, 6], 1, 12)] == greedy
 
 
+@pytest.mark.crosscheck
 @pytest.mark.parametrize("eot", [None, 13])
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
-def test_the_same_text_as_transformers(eot, penalty):
-    from tests.test_transformers import foreign_model
-
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+def test_same_text_as_transformers(eot, penalty):
+    torch = require("torch")
     ended = 0
     for seed, beams in zip(range(4), (2, 5, 4, 3), strict=True):
         model = make_model(CONFIG, seed)

@@ -1,4 +1,4 @@
-"""The context gives the logits of its last tokens, whatever was added, forgotten, reordered or let go before."""
+"""A Context gives the logits of its window whatever was added, forgotten, reordered or dropped before."""
 
 import numpy as np
 import pytest
@@ -27,18 +27,18 @@ def random_tokens(B, n, seed=0):
     return np.random.default_rng(seed).integers(0, CONFIG.V, (B, n))
 
 
-def test_tokens_are_added_to_all_samples_or_to_each(model):
+def test_add_to_all_samples_or_to_each(model):
     context, alike, own = Context(CONFIG, model.params_flat, 3), random_tokens(1, 4), random_tokens(3, 5)
     context.add(alike)
     check(context, model, np.tile(alike, (3, 1)))
     context.add(own)
     check(context, model, np.hstack([np.tile(alike, (3, 1)), own]))
-    check(context, model, context.tokens.copy())  # nothing was added: the same once more
+    check(context, model, context.tokens.copy())  # nothing new: the same again
     assert not context.slid
 
 
 @pytest.mark.parametrize("read", [False, True])
-def test_what_is_forgotten_has_no_influence(model, read):
+def test_forgotten_tokens_have_no_effect(model, read):
     context, tokens = Context(CONFIG, model.params_flat), random_tokens(1, 9)
     context.add(tokens)
     if read:
@@ -51,7 +51,7 @@ def test_what_is_forgotten_has_no_influence(model, read):
     check(context, model, tokens[:, 5:])
 
 
-def test_samples_are_reordered(model):
+def test_reorder(model):
     context, tokens = Context(CONFIG, model.params_flat, 3), random_tokens(3, 5)
     context.add(tokens)
     context.logits()
@@ -60,7 +60,7 @@ def test_samples_are_reordered(model):
     check(context, model, np.hstack([tokens[[2, 2, 0]], [[1], [2], [3]]]))
 
 
-def test_the_full_window_slides_by_a_quarter(model):
+def test_full_window_slides_by_a_quarter(model):
     context, tokens = Context(CONFIG, model.params_flat, 2), random_tokens(2, 30)
     context.add(tokens[:, :16])
     check(context, model, tokens[:, :16])
@@ -75,17 +75,17 @@ def test_the_full_window_slides_by_a_quarter(model):
     assert first == 15  # it slid at 17, 22 and 27 tokens
 
 
-@pytest.mark.parametrize(("new", "stay"), [(2, 12), (14, 14), (40, 16)])
-def test_new_tokens_stay_when_the_window_slides(model, new, stay):
+@pytest.mark.parametrize(("new", "kept"), [(2, 12), (14, 14), (40, 16)])
+def test_new_tokens_are_kept_when_the_window_slides(model, new, kept):
     context, tokens = Context(CONFIG, model.params_flat), random_tokens(1, 15 + new)
     context.add(tokens[:, :15])
     context.logits()
     context.add(tokens[:, 15:])
     context.logits()
-    check(context, model, tokens[:, -stay:])
+    check(context, model, tokens[:, -kept:])
 
 
-def test_a_window_of_one_token():
+def test_window_of_one_token():
     config = GPT2Config(maxT=1, V=50, L=1, NH=1, C=4)
     model = GPT2(config)
     context = Context(config, model.params_flat)
@@ -94,7 +94,7 @@ def test_a_window_of_one_token():
         np.testing.assert_allclose(context.logits(), model.last_logits([[token]]), atol=1e-5)
 
 
-def test_an_interrupted_reading_is_made_up_for(model, monkeypatch):
+def test_interrupted_forward_can_be_repeated(model, monkeypatch):
     context, tokens = Context(CONFIG, model.params_flat), random_tokens(1, 30)
     forward = context._decoder.forward
 
@@ -112,7 +112,7 @@ def test_an_interrupted_reading_is_made_up_for(model, monkeypatch):
         check(context, model, tokens[:, max(0, end - 13) : end] if end > 16 else tokens[:, :end])
 
 
-def test_an_interrupted_reading_of_several_samples_is_made_up_for(model, monkeypatch):
+def test_interrupted_forward_of_several_samples_can_be_repeated(model, monkeypatch):
     monkeypatch.setattr("gpt2.inference.decoder.CHUNK", 5)
     context, tokens, calls = Context(CONFIG, model.params_flat, batch_size=3), random_tokens(1, 14), []
 
@@ -131,7 +131,7 @@ def test_an_interrupted_reading_of_several_samples_is_made_up_for(model, monkeyp
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_refused(model, broken):
+def test_nonfinite_logits_are_an_error(model, broken):
     damaged = model.params_flat.copy()
     damaged[-1] = broken  # in lnfb
     context = Context(CONFIG, damaged, batch_size=2)

@@ -1,4 +1,4 @@
-"""With the keys and values kept, the logits are those of the whole sequence computed at once."""
+"""With the KV cache, logits equal those of the whole sequence computed at once."""
 
 import tracemalloc
 
@@ -15,13 +15,13 @@ from gpt2.machine import set_threads
 from tests.numeric import assert_close, randomise, tiny
 
 TINY = {"maxT": 12, "V": 13, "L": 2, "NH": 2, "C": 10}
-# Heads of 5 and of 21 channels: no multiple of a vector. More than one block of 64 queries.
+# Head sizes that are no multiple of a vector (TINY: 5, ODD: 21); ODD has more than one block of 64 queries.
 ODD = {"maxT": 150, "V": 131, "L": 2, "NH": 3, "C": 63}
 EVEN = {"maxT": 80, "V": 128, "L": 3, "NH": 2, "C": 64}
 
 
 def make(sizes, B, T):
-    """Returns (model, tokens (B,T), the logits at every position, (B,T,V))."""
+    """Returns (model, random tokens (B,T), the uncached logits (B,T,V))."""
     rng = np.random.default_rng(1)
     model = GPT2(GPT2Config(**sizes))
     randomise(model, rng)
@@ -42,11 +42,11 @@ def assert_same(logits, expected):
         pytest.param(TINY, 3, 7, id="tiny-3"),
         pytest.param(ODD, 1, 150, id="odd-1"),
         pytest.param(ODD, 3, 70, id="odd-3"),
-        # More sequences than are few rows.
+        # More sequences than the small-batch kernels take.
         pytest.param(EVEN, decode.FEW + 1, 9, id="even-many"),
     ],
 )
-def test_one_token_at_a_time_gives_the_logits_of_every_position(sizes, B, T):
+def test_one_token_at_a_time(sizes, B, T):
     model, tokens, expected = make(sizes, B, T)
     decoder = Decoder(model.config, model.params_flat, B)
     for t in range(T):
@@ -58,12 +58,12 @@ def test_one_token_at_a_time_gives_the_logits_of_every_position(sizes, B, T):
     ("sizes", "B", "cuts"),
     [
         pytest.param(TINY, 2, [[], [1], [5], [11], [3, 4, 9]], id="tiny"),
-        # One token, few queries, many, and more than a block of them, after none, few and many.
+        # Parts of one token, a few, many, and more than a block of queries, with an empty to a long cache.
         (ODD, 1, [[], [1], [4], [9], [64], [65], [149], [70, 71, 75, 84]]),
         (EVEN, 3, [[], [1, 3], [40], [77, 79]]),
     ],
 )
-def test_a_prompt_may_come_in_parts(sizes, B, cuts):
+def test_prompt_in_parts(sizes, B, cuts):
     model, tokens, expected = make(sizes, B, sizes["maxT"])
     decoder = Decoder(model.config, model.params_flat, B)
     for ends in cuts:
@@ -74,7 +74,7 @@ def test_a_prompt_may_come_in_parts(sizes, B, cuts):
         assert decoder.position == sizes["maxT"]
 
 
-def test_a_long_prompt_goes_in_chunks_tiny(monkeypatch):
+def test_long_prompt_in_chunks_tiny(monkeypatch):
     monkeypatch.setattr(decoder_module, "CHUNK", 5)
     for B in (1, 2, 7):
         model, tokens, expected = make(TINY, B, 12)
@@ -82,7 +82,7 @@ def test_a_long_prompt_goes_in_chunks_tiny(monkeypatch):
 
 
 @pytest.mark.parametrize("sizes", [pytest.param(TINY, id="tiny"), EVEN])
-def test_one_prompt_begins_all_sequences(sizes):
+def test_shared_prompt(sizes):
     model, tokens, expected = make(sizes, 3, 11)
     tokens[:, :8] = tokens[0, :8]
     expected = model.logits(tokens)
@@ -92,7 +92,7 @@ def test_one_prompt_begins_all_sequences(sizes):
         assert_same(decoder.forward(tokens[:, t : t + 1]), expected[:, t])
 
 
-def test_a_smaller_position_forgets_the_rest_tiny():
+def test_smaller_position_drops_later_tokens_tiny():
     model, tokens, expected = make(TINY, 2, 12)
     decoder = Decoder(model.config, model.params_flat, 2)
     decoder.forward((tokens + 1) % TINY["V"])
@@ -104,7 +104,7 @@ def test_a_smaller_position_forgets_the_rest_tiny():
 
 
 @pytest.mark.parametrize("rows", [[2, 0, 2], [0, 1, 2], [1, 2, 0], [1, 1, 1]])
-def test_sequences_go_on_from_each_other_tiny(rows):
+def test_reorder_tiny(rows):
     model, tokens, _ = make(TINY, 3, 9)
     decoder = Decoder(model.config, model.params_flat, 3)
     decoder.forward(tokens[:, :6])
@@ -116,7 +116,7 @@ def test_sequences_go_on_from_each_other_tiny(rows):
     assert_same(decoder.forward(tokens[:, 7:]), model.logits(tokens)[:, 8])
 
 
-def test_parameters_are_shared_and_not_changed_tiny():
+def test_parameters_are_shared_and_not_modified_tiny():
     model, tokens, before = make(TINY, 1, 5)
     decoder = Decoder(model.config, model.params_flat)
     decoder.forward(tokens)
@@ -129,18 +129,18 @@ def test_parameters_are_shared_and_not_changed_tiny():
     assert np.array_equal(model.params_flat, kept)
 
 
-def test_parameters_may_be_a_map_of_a_file(tmp_path):
+def test_memory_mapped_parameters(tmp_path):
     model, tokens, expected = make(TINY, 1, 6)
     model.save(tmp_path / "model.bin")
     params = np.memmap(tmp_path / "model.bin", np.float32, mode="c", offset=1024)
     Decoder(model.config, model.params_flat).forward(tokens)
     compiled = list(decode.append.signatures)
     assert_same(Decoder(model.config, params).forward(tokens), expected[:, -1])
-    assert decode.append.signatures == compiled, "compiled once more for a map"
+    assert decode.append.signatures == compiled, "compiled again for a memory map"
 
 
 @pytest.mark.parametrize("B", [1, 3])
-def test_the_number_of_threads_changes_no_bit(B):
+def test_logits_are_bit_identical_for_any_number_of_threads(B):
     model, tokens, _ = make(ODD, B, 80)
     results = []
     for threads in (1, 2, 3):
@@ -152,7 +152,7 @@ def test_the_number_of_threads_changes_no_bit(B):
         assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_a_sequence_does_not_depend_on_those_beside_it():
+def test_sequence_does_not_depend_on_the_others_in_the_batch():
     model, tokens, _ = make(ODD, 3, 5)
     alone, together = Decoder(model.config, model.params_flat), Decoder(model.config, model.params_flat, 3)
     for t in range(5):
@@ -160,7 +160,7 @@ def test_a_sequence_does_not_depend_on_those_beside_it():
         assert np.array_equal(alone.forward(part[1:2])[0], together.forward(part)[1])
 
 
-def test_a_step_allocates_nothing():
+def test_step_does_not_allocate():
     model, tokens, _ = make(EVEN, 3, 30)
     decoder = Decoder(model.config, model.params_flat, 3)
     for part in (tokens[:, :9], tokens[:, 9:10]):
@@ -172,19 +172,19 @@ def test_a_step_allocates_nothing():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    # Not so much as a row of logits for each sequence: the tokens, and the views that kernels are given.
+    # Only the tokens and views of arrays, less than a row of logits per sequence.
     assert peak < 100_000 and peak < decoder._keys.nbytes
 
 
 @pytest.mark.parametrize(("N", "C", "OC"), [tiny(1, 5, 3), tiny(2, 3, 18), (1, 1, 1), (8, 1027, 37), (3, 2500, 16)])
-def test_products_of_few_rows(N, C, OC):
+def test_small_batch_products(N, C, OC):
     rng = np.random.default_rng(2)
     inp, weight, bias, residual = (
         rng.standard_normal(shape, np.float32) for shape in ((N, C), (OC, C), (OC,), (N, OC))
     )
 
     def both(few, many, *arguments, outputs=1):
-        """Asserts that both kernels write the same, over what was there before."""
+        """Asserts that both kernels overwrite their outputs with the same values."""
         written = [[np.full((N, OC), np.nan, np.float32) for _ in range(outputs)] for _ in range(2)]
         few(*written[0], *arguments)
         many(*written[1], *arguments)
@@ -200,16 +200,16 @@ def test_products_of_few_rows(N, C, OC):
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([[1], [2]], "tokens of 2 sequences, but 3"),
-        ([1, 2, 3], "integers (B, n) expected"),
-        ([[]] * 3, "integers (B, n) expected"),
-        ([[1.0]] * 3, "integers (B, n) expected"),
-        ([[1], [2], [13]], "between 0 and the vocabulary's last, 12"),
-        ([[1], [-1], [3]], "between 0 and the vocabulary's last, 12"),
-        ([[1] * 9] * 3, "9 tokens, but the cache of 8 has room for 8"),
+        ([[1], [2]], "tokens of 2 sequences: expected 3"),
+        ([1, 2, 3], "expected integers (B, n)"),
+        ([[]] * 3, "expected integers (B, n)"),
+        ([[1.0]] * 3, "expected integers (B, n)"),
+        ([[1], [2], [13]], "out of range: expected 0 to 12"),
+        ([[1], [-1], [3]], "out of range: expected 0 to 12"),
+        ([[1] * 9] * 3, "9 tokens: the cache of 8 has room for 8"),
     ],
 )
-def test_bad_tokens_are_refused_and_change_nothing_tiny(tokens, message):
+def test_bad_tokens_are_rejected_and_change_nothing_tiny(tokens, message):
     model, good, expected = make(TINY, 3, 4)
     decoder = Decoder(model.config, model.params_flat, 3, length=8)
     with pytest.raises(UserError) as refused:
@@ -217,13 +217,13 @@ def test_bad_tokens_are_refused_and_change_nothing_tiny(tokens, message):
     assert message in str(refused.value)
     assert decoder.position == 0
     assert_same(decoder.forward(good), expected[:, -1])
-    with pytest.raises(UserError, match="tokens of 1 sequences, but 3 are in the cache"):
+    with pytest.raises(UserError, match="tokens of 1 sequences: expected 3"):
         decoder.forward(good[:1])
-    with pytest.raises(UserError, match="5 tokens, but the cache of 8 has room for 4"):
+    with pytest.raises(UserError, match="5 tokens: the cache of 8 has room for 4"):
         decoder.forward(np.ones((3, 5), int))
 
 
-def test_bad_sizes_positions_and_rows_are_refused_tiny():
+def test_bad_sizes_positions_and_rows_are_rejected_tiny():
     model, tokens, _ = make(TINY, 2, 3)
     for batch_size, length in ((0, 4), (1, 0), (1, 13)):
         with pytest.raises(UserError, match=f"{batch_size} sequences of {length} tokens"):
@@ -231,8 +231,8 @@ def test_bad_sizes_positions_and_rows_are_refused_tiny():
     decoder = Decoder(model.config, model.params_flat, 2)
     decoder.forward(tokens)
     for position in (-1, 4):
-        with pytest.raises(ValueError, match="only the first 3 tokens"):
+        with pytest.raises(ValueError, match="expected 0 to 3"):
             decoder.position = position
     for rows in ([0], [0, 2], [-1, 0]):
-        with pytest.raises(ValueError, match="2 numbers below 2"):
+        with pytest.raises(ValueError, match="expected 2 numbers from 0 to 1"):
             decoder.reorder(rows)

@@ -1,4 +1,4 @@
-"""The prompt loop: one text that both continue, replies that can be stopped, and an end at Ctrl-D."""
+"""Interactive loop: one shared text, replies that Ctrl-C stops, and Ctrl-D to end."""
 
 import builtins
 
@@ -9,23 +9,21 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.data.tokenizer import EOT
 from gpt2.inference.context import Context
 from gpt2.inference.interactive import HELP, SLID, Conversation
-from gpt2.inference.sampling import Sampling
-from tests.inference.test_textstream import BYTES
+from gpt2.inference.sampling import Sampling, Token
 from tests.numeric import randomise
+from tests.support.vocabulary import BYTES
 
 CONFIG = GPT2Config(maxT=64, V=256, L=1, NH=2, C=8)
 
 
 class Script:
-    """Stands for the model: its replies are written down, and it is seen what it was asked to continue."""
+    """A scripted model: gives the replies in turn, and records in `asked` the text it was to continue."""
 
     def __init__(self, monkeypatch, *replies):
         self.asked, self.replies = [], list(replies)
         monkeypatch.setattr("gpt2.inference.interactive.generate", self.generate)
 
     def generate(self, context, max_new_tokens, sampling, rngs):
-        from gpt2.inference.sampling import Token
-
         self.asked.append(bytes(min(token, 255) for token in context.tokens[0]).decode(errors="replace"))
         for token in self.replies.pop(0):
             if token is KeyboardInterrupt:
@@ -35,7 +33,7 @@ class Script:
 
 
 def converse(monkeypatch, lines, stops=()):
-    """Types the lines, an exception standing for its key, then Ctrl-D."""
+    """Runs a session with these lines as input, exceptions among them as keys; then Ctrl-D. Returns its Context."""
     lines = [*lines, EOFError]
 
     def typed(prompt):
@@ -51,7 +49,7 @@ def converse(monkeypatch, lines, stops=()):
     return context
 
 
-def test_the_conversation_is_kept_and_a_line_starts_a_new_one(monkeypatch, capsys):
+def test_conversation_is_kept_and_input_starts_a_new_line(monkeypatch, capsys):
     script = Script(monkeypatch, b" there", b"well\n", b"!")
     converse(monkeypatch, ["hello", "how are you? ", "good"])
     assert script.asked == ["hello", "hello there\nhow are you? ", "hello there\nhow are you? well\ngood"]
@@ -59,19 +57,19 @@ def test_the_conversation_is_kept_and_a_line_starts_a_new_one(monkeypatch, capsy
     assert printed.out == " there\nwell\n\n!\n\n" and printed.err == HELP + "\n"
 
 
-def test_an_empty_line_lets_the_model_go_on(monkeypatch):
+def test_empty_line_lets_the_model_carry_on(monkeypatch):
     script = Script(monkeypatch, b"b", b"c")
     converse(monkeypatch, ["a", ""])
     assert script.asked == ["a", "ab"]
 
 
-def test_an_empty_line_at_first_starts_a_document(monkeypatch):
+def test_empty_first_line_starts_a_new_document(monkeypatch):
     script = Script(monkeypatch, b"b")
     context = converse(monkeypatch, [""])
     assert context.tokens.tolist() == [[EOT, ord("b")]] and script.asked == ["�"]
 
 
-def test_ctrl_c_stops_the_reply_and_not_the_session(monkeypatch, capsys):
+def test_ctrl_c_stops_the_reply_but_not_the_session(monkeypatch, capsys):
     script = Script(monkeypatch, [*b"bc", KeyboardInterrupt, *b"de"], b"f")
     converse(monkeypatch, ["a", KeyboardInterrupt, "x"])
     assert script.asked == ["a", "abc\nx"]
@@ -79,20 +77,20 @@ def test_ctrl_c_stops_the_reply_and_not_the_session(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("reply", "kept"), [(b"one\nYou: two", "aone"), ([*b"one", EOT, *b"two"], "aone")])
-def test_what_ended_a_reply_is_not_part_of_the_text(monkeypatch, capsys, reply, kept):
+def test_stop_text_and_end_of_text_are_removed_from_the_context(monkeypatch, capsys, reply, kept):
     script = Script(monkeypatch, reply, b"z")
     converse(monkeypatch, ["a", "b"], stops=["\nYou:"])
     assert script.asked == ["a", f"{kept}\nb"]
     assert capsys.readouterr().out == "one\nz\n\n"
 
 
-def test_a_line_that_is_not_utf8_is_left_out(monkeypatch, capsys):
+def test_line_that_is_not_utf8_is_ignored(monkeypatch, capsys):
     script = Script(monkeypatch, b"b")
     converse(monkeypatch, ["\udcff", "a"])
     assert script.asked == ["a"] and "not UTF-8" in capsys.readouterr().err
 
 
-def test_replies_are_the_models(monkeypatch, capsys):
+def test_replies_are_those_of_the_uncached_model(monkeypatch, capsys):
     model = GPT2(CONFIG)
     randomise(model, np.random.default_rng(1))
     model.params["wpe"] *= 5
@@ -108,7 +106,7 @@ def test_replies_are_the_models(monkeypatch, capsys):
     assert context.tokens.tolist() == [tokens]
 
 
-def test_a_window_that_slides_is_said_once(monkeypatch, capsys):
+def test_sliding_window_is_reported_once(monkeypatch, capsys):
     model = GPT2(CONFIG)
     typed = iter(["x" * 50, "y" * 50, "z" * 50])
     monkeypatch.setattr(builtins, "input", lambda prompt: next(typed, None) or (_ for _ in ()).throw(EOFError))

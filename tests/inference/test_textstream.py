@@ -1,25 +1,17 @@
-"""What streams show: whole characters, nothing of a stop text, and everything once it is finished."""
+"""Streams print whole characters, nothing of a stop text, and everything held back once finished."""
 
 import itertools
 
 import pytest
-import tiktoken
 
 from gpt2.data.tokenizer import EOT
 from gpt2.inference.sampling import Token
-from gpt2.inference.textstream import IdStream, TextStream, TokenLines
-
-# A vocabulary in which a token's id is its byte, but for one that ends within a character.
-BYTES = tiktoken.Encoding(
-    "bytes",
-    pat_str=r"[\s\S]",
-    mergeable_ranks={bytes([byte]): byte for byte in range(256)} | {b" \xe2\x80": 256},
-    special_tokens={"<|endoftext|>": EOT},
-)
+from gpt2.inference.textstream import IdStream, TextStream, TokenLines, text_pieces
+from tests.support.vocabulary import BYTES
 
 
 def pieces(data, stops=()):
-    """The pieces of a text of bytes, of which each is a token, the last one being what `finish` returns."""
+    """Feeds bytes as one token each; returns what feed returned for each, and at the end what finish did."""
     stream, shown = TextStream(BYTES, stops), []
     for byte in data:
         shown.append(stream.feed(Token(byte, 0.5)))
@@ -28,62 +20,62 @@ def pieces(data, stops=()):
     return [*shown, stream.finish()]
 
 
-def test_bytes_wait_for_the_rest_of_their_character():
+def test_incomplete_characters_are_held_back():
     assert pieces("aé€😀b".encode()) == ["a", "", "é", "", "", "€", "", "", "", "😀", "b", ""]
 
 
-def test_bytes_that_become_no_character_are_replaced():
+def test_invalid_utf8_is_replaced():
     assert pieces(b"a\xffb") == ["a", "�", "b", ""]
     assert pieces(b"a\xe2\x82") == ["a", "", "", "�"]
     assert pieces(b"a\xe2\x82b") == ["a", "", "", "�b", ""]
 
 
-def test_the_end_of_text_ends_and_shows_what_was_held_back():
+def test_end_of_text_ends_the_sample_and_releases_held_text():
     stream = TextStream(BYTES, ["bc"])
     assert [stream.feed(Token(id, 0.5)) for id in (*b"ab", EOT)] == ["a", "", "b"]
     assert stream.done and stream.finish() == ""
 
 
-def test_a_stop_text_across_tokens_is_not_shown():
+def test_stop_text_across_tokens_is_not_printed():
     assert pieces(b"one\nYou: two", ["\nYou:"]) == ["o", "n", "e", "", "", "", "", "", ""]
 
 
-def test_what_only_begins_like_a_stop_text_is_shown_later():
+def test_false_start_of_a_stop_text_is_released():
     assert pieces(b"aab aac", ["aac"]) == ["", "", "aab", " ", "", "", "", ""]
     assert pieces(b"xab", ["abc"]) == ["x", "", "", "ab"]
 
 
-def test_a_beginning_within_a_beginning_is_found():
+def test_stop_text_that_starts_within_a_false_start_is_found():
     assert "".join(pieces(b"aaab", ["aab"])) == "a"
     assert "".join(pieces(b"ababac", ["abac"])) == "ab"
 
 
 def test_the_first_of_several_stop_texts_cuts():
     assert "".join(pieces(b"1 two three", ["three", "wo"])) == "1 t"
-    # One is part of another: the text ends where it can first be known to.
+    # One contains the other: whichever is complete first cuts.
     assert "".join(pieces(b"xabc", ["abc", "b"])) == "xa"
 
 
-def test_stop_texts_of_several_bytes():
+def test_stop_text_of_multibyte_characters():
     assert "".join(pieces("a€b".encode(), ["€"])) == "a"
 
 
 @pytest.mark.parametrize("stops", [["ab"], ["aba", "bb"], ["aabb", "ba"]])
-def test_every_short_text_is_cut_where_it_should_be(stops):
+def test_stop_texts_exhaustively_on_short_texts(stops):
     for letters in itertools.product("ab", repeat=7):
         text = "".join(letters)
-        # The stop text that is complete first is the one that cuts.
+        # The stop text that is complete first cuts.
         end, start = min(((text.find(s) + len(s), text.find(s)) for s in stops if s in text), default=(0, len(text)))
         assert "".join(pieces(text.encode(), stops)) == text[:start], (text, end)
 
 
-def test_ids():
+def test_id_stream():
     stream = IdStream()
     assert [stream.feed(Token(7, 0.5)), stream.feed(Token(EOT, 0.5)), stream.finish()] == ["7 ", f"{EOT} ", ""]
     assert not stream.done
 
 
-def test_lines_of_tokens():
+def test_token_lines():
     stream = TokenLines(TextStream(BYTES, ["\n."]), BYTES)
     lines = [stream.feed(Token(*token)).split() for token in ((65, 0.25), (0xE2, 1.0), (10, 1e-9), (46, 0.5))]
     assert lines == [
@@ -96,7 +88,15 @@ def test_lines_of_tokens():
     assert TokenLines(IdStream()).feed(Token(7, 0.5)).split() == ["7", "0.500000"]
 
 
-def test_nothing_is_shown_after_a_stop_text():
+def test_nothing_is_printed_after_a_stop_text():
     stream = TextStream(BYTES, [" "])
     assert [stream.feed(Token(ord("a"), 0.5)), stream.feed(Token(256, 0.5)), stream.finish()] == ["a", "", ""]
     assert stream.done
+
+
+def test_text_pieces_stop_reading_steps_once_all_streams_are_done():
+    streams = [TextStream(BYTES), TextStream(BYTES, ["yz"])]
+    steps = iter([[Token(id, 0.5) for id in ids] for ids in ((ord("a"), ord("x")), (EOT, ord("y")), (7, EOT), (7, 7))])
+    assert list(text_pieces(steps, streams)) == [["a", "x"], ["", ""], ["", "y"], ["", ""]]
+    assert len(list(steps)) == 1
+    assert list(text_pieces([[Token(ord("y"), 0.5)]], [TextStream(BYTES, ["yz"])])) == [[""], ["y"]]

@@ -1,0 +1,148 @@
+"""Measures a model: loss over a whole split, llm.c's validation loss, and accuracy on HellaSwag."""
+
+import math
+
+import numpy as np
+from tqdm import tqdm
+
+from gpt2.data.dataloader import DataLoader
+from gpt2.data.hellaswag import COMPLETIONS, count_examples, read_examples
+from gpt2.data.tokenizer import EOT, load_tokenizer
+from gpt2.errors import UserError
+
+# The validation of llm.c's train_gpt2.c.
+LLMC_B, LLMC_T, LLMC_BATCHES = 4, 64, 5
+
+
+def evaluate_split(model, shards, B, T, stride, token_bytes=None):
+    """Predicts every token of each file except its first; files are independent texts.
+
+    shards: a list of integer arrays (count,), one per file, count >= 2. Windows of T tokens advance by `stride`. In
+    each window but a file's first, only the last `stride` predictions count, so each of them has more than T - stride
+    tokens of context. A file's last window ends at the end of the file and counts what remains. B windows form a batch.
+    token_bytes: integers (V,), the length of each token's text, from `load_token_bytes`; None: no byte metrics.
+
+    Returns a dict:
+      tokens          number of predictions
+      loss            their mean, nats per token
+      standard_error  of the mean: sample standard deviation / sqrt(tokens). Too low, as it takes
+                      neighbouring tokens for independent. None for a single token
+      perplexity      e^loss, None if that overflows
+      bytes           length of the predicted text
+      bits_per_byte   total loss in bits, <|endoftext|> included, / bytes
+    """
+    losses = split_losses(model, shards, B, T, stride)
+    loss = float(losses.mean(dtype=np.float64))
+    size = None if token_bytes is None else sum(int(token_bytes[tokens[1:]].sum()) for tokens in shards)
+    return {
+        "tokens": losses.size,
+        "loss": loss,
+        "standard_error": standard_error(losses),
+        "perplexity": math.exp(loss) if loss < 700 else None,
+        "bytes": size,
+        "bits_per_byte": loss * losses.size / math.log(2) / size if size else None,
+    }
+
+
+def split_losses(model, shards, B, T, stride):
+    """Returns the per-token losses that `evaluate_split` averages, float32 (tokens,), in the order of the text."""
+    out = np.empty(sum(tokens.size - 1 for tokens in shards), np.float32)
+    position = 0
+    with tqdm(total=out.size, desc="evaluating", unit=" tokens", leave=False, disable=None) as bar:
+        for tokens in shards:
+            N = tokens.size - 1
+            width = min(T, N)
+            ends = np.minimum(np.arange(width, N + stride, stride), N)
+            counts = np.diff(ends, prepend=0)
+            for i in range(0, ends.size, B):
+                rows = tokens[ends[i : i + B, None] - width + np.arange(width + 1)]
+                counted = np.arange(width) >= width - counts[i : i + B, None]
+                losses = token_losses(model, rows[:, :-1], rows[:, 1:])[counted]
+                out[position : position + losses.size] = losses
+                position += losses.size
+                bar.update(losses.size)
+    return out
+
+
+def token_losses(model, tokens, targets):
+    """Returns the loss of each target, float32 (B,T), valid until the model's next forward pass.
+
+    Raises UserError if a loss is not finite.
+    """
+    model.forward(tokens, targets)
+    losses = model.acts["losses"].reshape(tokens.shape)
+    if not np.isfinite(losses).all():
+        raise UserError("a loss is not finite: the weights are corrupt, or training diverged")
+    return losses
+
+
+def standard_error(values):
+    """Standard error of the mean of independent values: sample standard deviation / sqrt(n). None if n is 1."""
+    return float(np.std(values, ddof=1, dtype=np.float64)) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def llmc_val_loss(model, files, B=LLMC_B, T=LLMC_T):
+    """Returns the "val loss" that llm.c's train_gpt2.c prints before its first step for this model and these files.
+
+    It is the mean loss of the first 5 batches of B x T tokens (4 x 64 in llm.c): every row starts without context, and
+    most of the split is unused. As in llm.c, reading wraps around in files of fewer batches. llm.c sums in float32, so
+    its last printed digit may differ.
+    """
+    loader = DataLoader(files, B, T, model.config.V)
+    batches = (loader.next_batch() for _ in range(LLMC_BATCHES))
+    bar = tqdm(batches, desc="validating", total=LLMC_BATCHES, leave=False, disable=None)
+    return math.fsum(token_losses(model, *batch).mean(dtype=np.float64) for batch in bar) / LLMC_BATCHES
+
+
+def evaluate_hellaswag(model, path):
+    """Answers each multiple-choice example with the completion that the model finds most probable; ties: the first.
+
+    Returns a dict:
+      examples             number of examples
+      accuracy             fraction of correct answers when completions are ranked by summed log-probability
+      accuracy_norm        the same, ranked by mean log-probability per token; llm.c prints this one
+      standard_error, standard_error_norm   of the accuracies, None for a single example
+
+    Checks the whole file first; raises UserError as hellaswag.read_examples does.
+    """
+    count = count_examples(path, model.config)
+    hits = np.empty((count, 2))
+    examples = read_examples(path, model.config)
+    for i, example in enumerate(tqdm(examples, desc="HellaSwag", total=count, leave=False, disable=None)):
+        losses = completion_losses(model, example)
+        sums = [values.sum(dtype=np.float64) for values in losses]
+        means = [total / values.size for total, values in zip(sums, losses, strict=True)]
+        hits[i] = np.argmin(sums) == example.label, np.argmin(means) == example.label
+    accuracy, accuracy_norm = hits.mean(axis=0).tolist()
+    return {
+        "examples": count,
+        "accuracy": accuracy,
+        "standard_error": standard_error(hits[:, 0]),
+        "accuracy_norm": accuracy_norm,
+        "standard_error_norm": standard_error(hits[:, 1]),
+    }
+
+
+def completion_losses(model, example):
+    """Returns the per-token losses of each completion after the example's context: a list of float32 (tokens,).
+
+    All completions are one batch, padded at the end; causal attention keeps the padding out of the losses.
+    """
+    n = example.context.size
+    rows = np.zeros((COMPLETIONS, n + max(tokens.size for tokens in example.completions)), np.int32)
+    rows[:, :n] = example.context
+    for row, tokens in zip(rows, example.completions, strict=True):
+        row[n : n + tokens.size] = tokens
+    losses = token_losses(model, rows[:, :-1], rows[:, 1:])
+    return [row[n - 1 : n - 1 + tokens.size] for row, tokens in zip(losses, example.completions, strict=True)]
+
+
+def load_token_bytes(V):
+    """Returns the length in bytes of each of GPT-2's tokens, int64 (V,); <|endoftext|> is no text and has 0.
+
+    Raises UserError if V is not the size of GPT-2's vocabulary, or the vocabulary is unavailable.
+    """
+    if V != EOT + 1:
+        raise UserError("the model does not use GPT-2's vocabulary")
+    encoding = load_tokenizer()
+    return np.array([len(encoding.decode_single_token_bytes(token)) for token in range(EOT)] + [0])
