@@ -19,7 +19,7 @@ from gpt2.data.hellaswag import COMPLETIONS, count_examples, read_examples
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError, run_command
 from gpt2.formats.files import atomic_write
-from gpt2.inference.progress import compilation_shown
+from gpt2.inference.warmup import prepare_kernels
 from gpt2.machine import available_threads, set_threads
 from gpt2.model import GPT2
 
@@ -165,8 +165,7 @@ def evaluate(options):
     model, B, T = GPT2.from_pretrained(options.model, writable=False), options.batch_size, options.seq_len
     if options.hellaswag:
         count_examples(options.hellaswag, model.config)  # its errors should not wait for the split to be done
-    with compilation_shown():
-        model.forward([[0]], [[0]])
+    prepare_kernels()
     results = {"model": options.model}
     if options.data and options.compat:
         B, T = B or LLMC_B, T or LLMC_T

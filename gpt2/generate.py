@@ -11,11 +11,10 @@ from gpt2.formats.files import open_to_read
 from gpt2.formats.pretrained import load_weights
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
-from gpt2.inference.decoder import prepare_kernels
 from gpt2.inference.interactive import SLID, Conversation
-from gpt2.inference.progress import compilation_shown
 from gpt2.inference.sampling import Sampling, generate, random_streams
 from gpt2.inference.textstream import IdStream, TextStream, TokenLines
+from gpt2.inference.warmup import prepare_kernels
 from gpt2.machine import available_threads, set_threads
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # options that beam search has no use for
@@ -98,8 +97,7 @@ def run(options):
     samples = max(options.num_samples, options.num_beams)
     length = config.maxT if options.interactive else min(config.maxT, len(prompt) + options.max_new_tokens)
     context = Context(config, params, samples, length)
-    with compilation_shown():
-        prepare_kernels()
+    prepare_kernels()
     rngs = random_streams(options.seed, options.num_samples)
     if options.interactive:
         conversation = Conversation(context, encoding, sampling, rngs[0], options.max_new_tokens, options.stop)

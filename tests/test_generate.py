@@ -1,6 +1,5 @@
 """The command line, on a small model with GPT-2's number of tokens, of which only the bytes and " t" are likely."""
 
-import contextlib
 import io
 import os
 import pathlib
@@ -16,6 +15,7 @@ from gpt2.errors import UserError
 from gpt2.generate import main
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
+from gpt2.inference.warmup import prepare_kernels
 from tests.data.test_tokenizer import pin_byte_vocabulary, write_vocabulary
 from tests.numeric import randomise
 
@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     write_vocabulary(tmp_path / "data")
     save_model("m.bin")
-    monkeypatch.setattr("gpt2.generate.compilation_shown", contextlib.nullcontext)
+    prepare_kernels()  # prints to stderr the first time
     monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO()))
     return tmp_path
 

@@ -10,6 +10,7 @@ import numba
 
 numba.config.THREADING_LAYER = "workqueue"
 
-from gpt2 import trainer  # noqa: E402
+from gpt2.inference.warmup import prepare_kernels  # noqa: E402
+from gpt2.training import loop  # noqa: E402, F401
 
-trainer._compile_kernels()
+prepare_kernels()

@@ -9,15 +9,12 @@ import shlex
 import sys
 import time
 
-import numpy as np
 from tqdm import tqdm
 
-from gpt2.config import GPT2Config
 from gpt2.data.dataloader import DataLoader
 from gpt2.errors import UserError
 from gpt2.formats.run import steps
-from gpt2.inference.decoder import prepare_kernels
-from gpt2.inference.progress import compilation_shown
+from gpt2.inference.warmup import prepare_kernels
 from gpt2.kernels.adamw import sum_of_squares
 from gpt2.machine import set_threads
 from gpt2.model import GPT2
@@ -331,16 +328,9 @@ def _step_line(record, max_steps):
 
 
 def _compile_kernels():
-    """Runs every kernel once, on a model of a few numbers: the first run compiles them, later ones read them back."""
+    """Loads all kernels, compiled before in the first run, and prints how long that took."""
     start = time.perf_counter()
-    model = GPT2(GPT2Config(maxT=4, V=4, L=1, NH=1, C=4))
-    tokens = np.zeros((1, 4), np.int32)
-    with compilation_shown():
-        model.forward(tokens, tokens)
-        model.backward()
-        gradient_norm(model)
-        AdamW(model).step(1e-4)
-        prepare_kernels()
+    prepare_kernels()
     print(f"kernels ready after {time.perf_counter() - start:.1f} s", flush=True)
 
 

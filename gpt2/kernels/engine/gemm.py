@@ -16,7 +16,7 @@ import numba
 from numba.core import types
 from numba.extending import overload
 
-from gpt2.kernels.engine.jit import fill_cache, inline, standalone
+from gpt2.kernels.engine.jit import inline, standalone
 from gpt2.kernels.engine.simd import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -69,7 +69,6 @@ def calls_gemm(dispatcher):
         for array in arrays:
             if array.layout == "F" and array.ndim > 1:
                 raise ValueError(f"{dispatcher.__name__}: a transposed array, {array}, where rows must be adjacent")
-        fill_cache(dispatcher, signature)
         numba.get_num_threads()  # loads the runtime: what is compiled or loaded looks for it by name (threads_in_use)
         for array in arrays:
             if isinstance(array.dtype, types.Float):

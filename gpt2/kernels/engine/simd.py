@@ -5,27 +5,19 @@ in the number of registers. The functions here are for compiled code only, and a
 """
 
 import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-
-def _target_features():
-    """The instruction sets that Numba compiles for: the machine's, or those that NUMBA_CPU_FEATURES names."""
-    if numba.config.CPU_FEATURES is not None:
-        return set(numba.config.CPU_FEATURES.split(","))
-    if numba.config.CPU_NAME == "generic":
-        return set()
-    return set(llvmlite.binding.get_host_cpu_features().flatten().split(","))
+from gpt2.kernels.engine.jit import target_features
 
 
 def _registers():
     """(bytes of a vector, rows of the tile): the tile's sums take 12 of 16 vector registers, or 24 of 32."""
-    if "+avx512f" in _target_features():
+    if "+avx512f" in target_features():
         return 64, 8
-    if "+avx2" in _target_features():
+    if "+avx2" in target_features():
         return 32, 4
     return 16, 8 if llvmlite.binding.get_process_triple().startswith(("aarch64", "arm64")) else 4
 
