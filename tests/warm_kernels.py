@@ -1,7 +1,6 @@
-"""What the fork server of test_kills.py imports, so that its children have all that takes time to load from the start.
+"""Preloaded by the fork server of test_kills.py, so that its children start with everything slow already loaded.
 
-Of numba's threading layers only workqueue is sound on both sides of a fork wherever it can be had, so the server and
-its children use that one.
+Of Numba's threading layers only workqueue is always available and safe across a fork.
 """
 
 import matplotlib.backends.backend_agg
