@@ -37,7 +37,7 @@ def compile_in_child():
     Reports on stderr if anything is compiled: a progress bar on a terminal, otherwise a line. If there can be no child,
     or it dies, says so and returns.
     """
-    # Ctrl-C does not reach another process group: the parent kills the child.
+    # In a process group of its own the child gets no Ctrl-C; the parent kills it.
     command = [sys.executable, "-c", _CHILD.format(sys.path)]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "process_group": 0}
     bar = tqdm(desc="compiling the kernels", unit=" functions", leave=False, disable=None, delay=0.5)
@@ -47,8 +47,8 @@ def compile_in_child():
                 for count, name in enumerate(child.stdout):
                     if bar.disable and count == 0:
                         print("compiling the kernels: a minute, in the first run only", file=sys.stderr, flush=True)
-                    bar.set_postfix_str(name.strip(), refresh=False)
                     bar.update()
+                    bar.set_postfix_str(name.strip())
             except BaseException:
                 child.kill()
                 raise
