@@ -9,9 +9,9 @@ from gpt2.kernels.classifier import classifier_backward, classifier_forward
 from gpt2.kernels.encoder import encoder_backward, encoder_forward
 from gpt2.kernels.layernorm import layernorm_backward, layernorm_forward
 from gpt2.kernels.matmul import (
-    gelu_matmul_nn,
     matmul_backward,
     matmul_forward,
+    matmul_gelu_backward,
     matmul_gelu_forward,
     matmul_nn,
     matmul_nt,
@@ -322,7 +322,7 @@ class GPT2:
         """From the residual stream after layer l's MLP to the stream before it."""
         p, g, a, s = self.params, self.grads, self.acts, self.scratch
         dresidual, dhidden, dfch, ln = s["dresidual"], s["dhidden"], s["dfch"], s["ln"]
-        gelu_matmul_nn(dfch, s["fch_gelu"], dresidual, a["fch"][l], p["fcprojw"][l])
+        matmul_gelu_backward(dfch, s["fch_gelu"], dresidual, a["fch"][l], p["fcprojw"][l])
         matmul_parameters_backward(g["fcprojw"][l], g["fcprojb"][l], dresidual, s["fch_gelu"], beta)
         residual, mean, rstd = a["residual2"][l], a["ln2_mean"][l], a["ln2_rstd"][l]
         layernorm_forward(ln, mean, rstd, residual, p["ln2w"][l], p["ln2b"][l])

@@ -1,7 +1,6 @@
-"""What the fork server of test_kills.py imports, so that its children have all that takes time to load from the start.
+"""Preloaded by the fork server of test_kills.py, so that its children start with everything slow already loaded.
 
-Of numba's threading layers only workqueue is sound on both sides of a fork wherever it can be had, so the server and
-its children use that one.
+Of Numba's threading layers only workqueue is always available and safe across a fork.
 """
 
 import matplotlib.backends.backend_agg
@@ -10,6 +9,7 @@ import numba
 
 numba.config.THREADING_LAYER = "workqueue"
 
-from gpt2 import trainer  # noqa: E402
+from gpt2.inference.warmup import prepare_kernels  # noqa: E402
+from gpt2.training import loop  # noqa: E402, F401
 
-trainer._compile_kernels()
+prepare_kernels()

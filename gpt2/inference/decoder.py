@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from gpt2.config import GPT2Config
 from gpt2.errors import UserError
 from gpt2.kernels.decode import Scratch, Weights, append, last_logits, reorder, scratch_shapes
 from gpt2.layout import Layout, parameter_layout
@@ -102,12 +101,3 @@ class Decoder:
         if tokens.min() < 0 or tokens.max() >= config.V:
             raise UserError(f"a token is out of range: expected 0 to {config.V - 1}")
         return np.ascontiguousarray(tokens, dtype=np.int32)
-
-
-def prepare_kernels():
-    """Runs all that a Decoder runs once, on a model of a few numbers, so that it is compiled or loaded."""
-    config = GPT2Config(maxT=4, V=4, L=1, NH=1, C=4)
-    decoder = Decoder(config, np.zeros(parameter_layout(config).size, np.float32), batch_size=2)
-    decoder.forward([[0, 0]])
-    decoder.forward([[0], [0]])
-    decoder.reorder([1, 0])

@@ -1,21 +1,73 @@
-"""Compiles or loads all kernels before they are needed."""
+"""Warm-up: has all kernels compiled into the cache by a child process, once, then loads them."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
+from tqdm import tqdm
 
 from gpt2.config import GPT2Config
-from gpt2.inference import decoder
-from gpt2.inference.progress import compilation_shown
+from gpt2.inference.decoder import Decoder
+from gpt2.kernels.engine import jit
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW, gradient_norm
 
+# The child imports the parent's modules, wherever the parent found them.
+_CHILD = "import sys; sys.path[:] = {!r}; from gpt2.inference.warmup import compile_kernels; compile_kernels()"
+
 
 def prepare_kernels():
-    """Runs every kernel once, on a model of a few numbers: the first run compiles them, later ones load them."""
+    """Loads all kernels, so that no later call has to; the first time, a child process compiles them (a minute)."""
     model = GPT2(GPT2Config(maxT=4, V=4, L=1, NH=1, C=4))
     tokens = np.zeros((1, 4), np.int32)
-    with compilation_shown():
-        model.forward(tokens, tokens)
-        model.backward()
-        gradient_norm(model)
-        AdamW(model).step(1e-4)
-        decoder.prepare_kernels()
+    model.overwrite_gradients(tokens, tokens)
+    gradient_norm(model)
+    AdamW(model).step(1e-4)
+    decoder = Decoder(model.config, model.params_flat, batch_size=2)
+    decoder.forward([[0, 0]])
+    decoder.forward([[0], [0]])
+    decoder.reorder([1, 0])
+
+
+def compile_in_child():
+    """Runs prepare_kernels() in a child process, which leaves the compiled kernels in the cache.
+
+    Reports on stderr if anything is compiled: a progress bar on a terminal, otherwise a line. If there can be no child,
+    or it dies, says so and returns.
+    """
+    # In a process group of its own the child gets no Ctrl-C; the parent kills it.
+    command = [sys.executable, "-c", _CHILD.format(sys.path)]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "process_group": 0}
+    bar = tqdm(desc="compiling the kernels", unit=" functions", leave=False, disable=None, delay=0.5)
+    try:
+        with bar, subprocess.Popen(command, **pipes) as child:
+            try:
+                for count, name in enumerate(child.stdout):
+                    if bar.disable and count == 0:
+                        print("compiling the kernels: a minute, in the first run only", file=sys.stderr, flush=True)
+                    bar.update()
+                    bar.set_postfix_str(name.strip())
+            except BaseException:
+                child.kill()
+                raise
+        failure = f"exit status {child.returncode}" if child.returncode else None
+    except OSError as error:
+        failure = error.strerror
+    if failure:
+        message = f"the kernels' compiler process failed ({failure}); compiling in this process instead"
+        print(message, file=sys.stderr, flush=True)
+
+
+def compile_kernels():
+    """The child: compiles what is missing in the cache, and writes to stdout a line for each function it compiles."""
+    jit.on_cache_miss(None)
+    with jit.watch_compilation(_report):
+        prepare_kernels()
+
+
+def _report(name):
+    try:
+        os.write(1, f"{name}\n".encode())
+    except OSError:  # the parent is gone
+        os._exit(1)

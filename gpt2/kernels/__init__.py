@@ -1,7 +1,6 @@
-"""The layers' forward and backward passes, compiled by Numba. They know arrays and sizes, nothing of models or files.
+"""Forward and backward passes of the layers, compiled by Numba. They know arrays and sizes, not models or files.
 
-Every kernel takes its outputs first, then its inputs, and reads the sizes off the shapes. Backward kernels keep one
-contract: gradients of parameters are added to (+=), gradients of activations are written (=), and the gradient that
-runs down the residual stream is added to (+=). Every sum has one owner, and an order that depends on the shapes alone,
-so that the results are the same bits for any number of threads.
+Kernels take outputs first, then inputs, and read sizes off the shapes. Backward kernels follow one contract: they add
+to parameter gradients (+=), overwrite activation gradients (=), and add to the residual stream's gradient (+=). Every
+sum has one owner and an order that depends only on the shapes, so results are bit-identical for any number of threads.
 """

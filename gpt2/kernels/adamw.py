@@ -5,17 +5,16 @@ from numba import prange
 
 from gpt2.kernels.engine.jit import inline, kernel
 
-# Elements of a flat buffer that make one task, whatever the number of threads.
+# Elements per task, independent of the number of threads.
 _BLOCK = 1 << 12
 
 
 @kernel
 def adamw_update(params, grads, m, v, lr, beta1, beta2, eps, weight_decay, grad_scale, step):
-    """One AdamW step in one pass: params, m and v are changed, grads are read.
+    """One fused AdamW step: updates params, m and v in place. Returns the sum of squares of grads, in float64.
 
-    params, grads, m, v (n,). lr, beta1, beta2, eps, weight_decay: the usual scalars. grad_scale: factor for the
-    gradient, for clipping. step: counts from 1, for the correction of the bias towards zero. Returns the sum of the
-    squares of grads, added up in float64.
+    params, grads, m, v (n,). lr, beta1, beta2, eps, weight_decay: the usual scalars. grad_scale: factor applied to
+    grads, for clipping. step: counts from 1, for bias correction.
     """
     n = params.size
     real = params.dtype.type
@@ -40,7 +39,7 @@ def adamw_update(params, grads, m, v, lr, beta1, beta2, eps, weight_decay, grad_
 
 @kernel
 def sum_of_squares(x):
-    """Returns the sum of the squares of x (n,) as float64, added up block by block in a fixed order."""
+    """Returns the sum of squares of x (n,), accumulated in float64, block by block in a fixed order."""
     blocks = (x.size + _BLOCK - 1) // _BLOCK
     partial = np.empty(blocks)
     for block in prange(blocks):
@@ -54,7 +53,7 @@ def sum_of_squares(x):
 
 @inline
 def _sum(values):
-    """Unlike values.sum(), which Numba would cut among the threads."""
+    """Sequential sum; Numba would split values.sum() among the threads."""
     result = 0.0
     for i in range(values.size):
         result += values[i]

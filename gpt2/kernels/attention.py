@@ -1,9 +1,8 @@
-"""Causal self-attention, a block of query rows at a time: no (T, T) matrix, one log-sum-exp kept for each row.
+"""Causal self-attention, a block of query rows at a time: no (T, T) matrix, one log-sum-exp kept per row.
 
-The scores of _QUERIES rows against all keys up to the last of them are one product; the softmax works on that panel,
-and the backward pass makes the panel again from the kept log-sum-exp (Dao et al., FlashAttention, 2022, appendix B),
-and the output from the panel: one product more in place of an array for each layer.
-One task is one head of one sequence.
+The scores of _QUERIES rows against all keys up to the last of them are one product, a panel on which the softmax works.
+The backward pass recomputes the panel from the log-sum-exp (Dao et al., FlashAttention, 2022, appendix B), and the
+output from the panel: one more product instead of an array per layer. A task is one head of one sequence.
 """
 
 import numpy as np
@@ -17,7 +16,7 @@ _QUERIES = 64
 
 
 def attention_scratch_shape(B, T, NH):
-    """Shape of the scratch that both passes need: two panels of scores for each head of each sequence."""
+    """Shape of both passes' scratch: two panels of scores per head and sequence."""
     return (B * NH, 2, min(T, _QUERIES), T)
 
 
@@ -29,7 +28,7 @@ def _scores(panel, queries, keys):
 
 @inline
 def _mask(row, first, past):
-    """Sets the future in a row of scores to -infinity: what follows the first `past`, which are more than `first`."""
+    """Sets the future of a row of scores to -infinity: all after the first `past` elements, with past > first."""
     future = row.dtype.type(-np.inf)
     for j in range(first, row.size):
         row[j] = row[j] if j < past else future
@@ -38,10 +37,10 @@ def _mask(row, first, past):
 @calls_gemm
 @kernel
 def attention_forward(atty, lse, qkv, scratch):
-    """atty = softmax(q k^T / sqrt(HS), over the past and present) v, head by head.
+    """atty = softmax(q k^T / sqrt(HS)) v with a causal mask, head by head.
 
-    atty (B,T,C). lse (B,NH,T): log of the sum of each row's exponentials, kept for the backward pass. qkv (B,T,3C):
-    queries, keys, values. scratch: see attention_scratch_shape.
+    atty (B,T,C). lse (B,NH,T): log-sum-exp of each row of scores, kept for the backward pass. qkv (B,T,3C): queries,
+    keys, values. scratch: see attention_scratch_shape.
     """
     B, NH, T = lse.shape
     C = atty.shape[2]
@@ -74,9 +73,9 @@ def attention_forward(atty, lse, qkv, scratch):
 @calls_gemm
 @kernel
 def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
-    """Gradient of attention_forward's qkv, and its output, atty, once more.
+    """Gradient of attention_forward's qkv; also recomputes its output, atty.
 
-    dqkv (B,T,3C) =. datty (B,T,C). qkv, lse: as given to and left by the forward pass. atty (B,T,C) =. scratch: see
+    dqkv (B,T,3C) =. datty (B,T,C). qkv (B,T,3C), lse (B,NH,T): as in the forward pass. atty (B,T,C) =. scratch: see
     attention_scratch_shape. With P the softmax, dP = datty v^T and D[i] = sum_j P[i,j] dP[i,j]:
     dv = P^T datty, dS = P (dP - D), dq = dS k / sqrt(HS), dk = dS^T q / sqrt(HS).
     """
@@ -119,7 +118,7 @@ def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
 
 @inline
 def _add_transposed(out, panel, rows, first, scale):
-    """Adds scale panel^T rows to out[:stop]; from row `first` on, it is the first to write there.
+    """out[:stop] += scale panel^T rows, but rows from `first` on, not written before, are overwritten.
 
     out (T,HS). panel (n,stop). rows (n,HS).
     """

@@ -1,4 +1,4 @@
-"""Softmax and cross-entropy over rows of logits, the gradient made in the logits' own place."""
+"""Softmax cross-entropy over rows of logits; the gradient replaces the logits in place."""
 
 import numpy as np
 from numba import prange
@@ -11,8 +11,8 @@ from gpt2.kernels.engine.jit import kernel
 def classifier_forward(losses, lse, logits, targets, V):
     """losses[n] = -log softmax(logits[n])[targets[n]], over the first V columns.
 
-    losses, lse (N,): lse[n] = log sum_v e^logits[n,v], kept for the backward pass. logits (N,Vp). targets (N,) int32,
-    each below V.
+    losses (N,). lse (N,): log sum_v e^logits[n,v], kept for the backward pass. logits (N,Vp). targets (N,) int32, each
+    below V.
     """
     for n in prange(logits.shape[0]):
         row = logits[n, :V]
@@ -26,9 +26,9 @@ def classifier_forward(losses, lse, logits, targets, V):
 
 @kernel
 def classifier_backward(logits, lse, targets, dloss, V):
-    """Replaces each row of logits by dloss (softmax - one-hot of the target), and its padding by zeros.
+    """Gradient of classifier_forward's logits, in place: dloss * (softmax - one-hot target), and 0 in the padding.
 
-    logits (N,Vp). lse, targets (N,) as in the forward pass. dloss: the gradient of each row's loss.
+    logits (N,Vp). lse (N,), targets (N,) int32: as in the forward pass. dloss: gradient of each row's loss, a scalar.
     """
     Vp = logits.shape[1]
     scale = logits.dtype.type(dloss)

@@ -1,7 +1,7 @@
-"""The forward pass behind a cache of keys and values: of few rows or of many, after any number that went before.
+"""Forward pass with a KV cache, for one token or a prompt.
 
-Few rows are a step of generation. Reading the weights is what takes the time there, so each is read once, where it is.
-Many rows are a prompt, and run through the kernels that training has, which copy the weights for speed.
+A generation step has few rows and is bound by reading the weights: the small-batch kernels read each once, in place. A
+prompt has many rows and runs through training's kernels, which pack the weights for speed.
 """
 
 from collections import namedtuple
@@ -17,13 +17,13 @@ from gpt2.kernels.gelu import gelu_forward
 from gpt2.kernels.layernorm import layernorm_forward
 from gpt2.kernels.matmul import matmul_forward, matmul_gelu_forward, matmul_nt, matmul_residual_forward
 
-# Up to so many rows are few.
-FEW = 8
-# Rows of a weight that one task multiplies: a line of the output, and a multiple of the four that go side by side.
+# Largest batch for the small-batch kernels.
+SMALL_BATCH = 8
+# Weight rows per task: a cache line of the output, and a multiple of the four that _dots interleaves.
 _OUTPUTS = 16
-# Columns that are multiplied in one go: four rows of them and one of the input stay in the nearest cache.
+# Columns per pass of _dots: four weight rows and an input row of this length stay in L1.
 _DEPTH = 1024
-# Queries whose scores are one product; up to so many of a sequence are taken one by one instead.
+# Queries per panel of scores; a sequence with no more than _FEW_QUERIES of them is processed query by query.
 _QUERIES = 64
 _FEW_QUERIES = 4
 
@@ -34,7 +34,7 @@ Scratch = namedtuple("Scratch", "residual residual2 norm mean rstd qkv atty fch 
 
 
 def scratch_shapes(rows, batch_size, length, V, NH, C):
-    """Returns a dict of name -> shape of Scratch, for `rows` rows at a time and a cache of `length` tokens."""
+    """Returns a dict of Scratch's fields -> shape, for up to `rows` rows per call and a cache of `length` tokens."""
     return {
         "residual": (rows, C),
         "residual2": (rows, C),
@@ -54,10 +54,10 @@ def scratch_shapes(rows, batch_size, length, V, NH, C):
 @calls_gemm
 @inline
 def append(scratch, weights, keys, values, tokens, position):
-    """Runs all layers for the tokens that follow the first `position` ones, and caches their keys and values.
+    """Runs all layers on the tokens after the first `position` ones, and caches their keys and values.
 
-    scratch: Scratch; afterwards its `residual` holds what the final layernorm gets, (B*n,C). weights: Weights, of the
-    shapes that parameter_layout says. keys, values (L,B or more,NH,length,HS). tokens (B,n) int32.
+    scratch: Scratch; `residual` (B*n,C) receives the input of the final layernorm. weights: Weights, shaped as in
+    parameter_layout. keys, values (L,B or more,NH,length,HS). tokens (B,n) int32. position: tokens in the cache.
     """
     B, n = tokens.shape
     L, C = weights.ln1w.shape
@@ -80,45 +80,51 @@ def append(scratch, weights, keys, values, tokens, position):
 @calls_gemm
 @inline
 def last_logits(scratch, weights, B, n):
-    """Makes the logits of each sequence's last row, scratch.logits (B,V), of what append() left of (B,n) tokens."""
+    """Computes scratch.logits (B,V) of each sequence's last token, after append() of (B,n) tokens.
+
+    scratch: Scratch, as append() left it. weights: Weights.
+    """
     norm, last, logits = scratch.norm[:B], scratch.last[:B], scratch.logits[:B]
     for b in range(B):
         last[b] = scratch.residual[(b + 1) * n - 1]
     layernorm_forward(norm, scratch.mean[:B], scratch.rstd[:B], last, weights.lnfw, weights.lnfb)
     wte = weights.wte[: logits.shape[1]]
-    if B <= FEW:
-        few_nt(logits, norm, wte)
+    if B <= SMALL_BATCH:
+        small_batch_nt(logits, norm, wte)
     else:
         matmul_nt(logits, norm, wte)
 
 
 @inline
 def _linear(out, inp, weight, bias):
-    if inp.shape[0] <= FEW:
-        few_forward(out, inp, weight, bias)
+    if inp.shape[0] <= SMALL_BATCH:
+        small_batch_forward(out, inp, weight, bias)
     else:
         matmul_forward(out, inp, weight, bias)
 
 
 @inline
 def _linear_residual(out, residual, inp, weight, bias):
-    if inp.shape[0] <= FEW:
-        few_residual_forward(out, residual, inp, weight, bias)
+    if inp.shape[0] <= SMALL_BATCH:
+        small_batch_residual_forward(out, residual, inp, weight, bias)
     else:
         matmul_residual_forward(out, residual, inp, weight, bias)
 
 
 @inline
 def _linear_gelu(out, pre, inp, weight, bias):
-    if inp.shape[0] <= FEW:
-        few_gelu_forward(out, pre, inp, weight, bias)
+    if inp.shape[0] <= SMALL_BATCH:
+        small_batch_gelu_forward(out, pre, inp, weight, bias)
     else:
         matmul_gelu_forward(out, pre, inp, weight, bias)
 
 
 @kernel
-def few_forward(out, inp, weight, bias):
-    """matmul_forward for few rows: out (N,OC) = inp (N,C) @ weight.T (OC,C) + bias (OC,)."""
+def small_batch_forward(out, inp, weight, bias):
+    """matmul_forward for small N: out = inp @ weight.T + bias.
+
+    out (N,OC). inp (N,C). weight (OC,C). bias (OC,).
+    """
     N, OC = out.shape
     for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
         start, stop = task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS)
@@ -129,8 +135,11 @@ def few_forward(out, inp, weight, bias):
 
 
 @kernel
-def few_residual_forward(out, residual, inp, weight, bias):
-    """matmul_residual_forward for few rows: out = residual + inp @ weight.T + bias."""
+def small_batch_residual_forward(out, residual, inp, weight, bias):
+    """matmul_residual_forward for small N: out = residual + inp @ weight.T + bias.
+
+    out, residual (N,OC). inp (N,C). weight (OC,C). bias (OC,).
+    """
     N, OC = out.shape
     for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
         start, stop = task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS)
@@ -141,8 +150,11 @@ def few_residual_forward(out, residual, inp, weight, bias):
 
 
 @kernel
-def few_gelu_forward(out, pre, inp, weight, bias):
-    """matmul_gelu_forward for few rows: pre = inp @ weight.T + bias, out = GELU(pre)."""
+def small_batch_gelu_forward(out, pre, inp, weight, bias):
+    """matmul_gelu_forward for small N: pre = inp @ weight.T + bias, out = GELU(pre).
+
+    out, pre (N,OC). inp (N,C). weight (OC,C). bias (OC,).
+    """
     N, OC = out.shape
     for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
         start, stop = task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS)
@@ -154,8 +166,8 @@ def few_gelu_forward(out, pre, inp, weight, bias):
 
 
 @kernel
-def few_nt(out, inp, weight):
-    """matmul_nt for few rows: out (N,OC) = inp (N,C) @ weight.T, weight (OC,C)."""
+def small_batch_nt(out, inp, weight):
+    """matmul_nt for small N: out = inp @ weight.T: out (N,OC), inp (N,C), weight (OC,C)."""
     OC = out.shape[1]
     for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
         _dots(out, inp, weight, task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS))
@@ -163,14 +175,14 @@ def few_nt(out, inp, weight):
 
 @inline
 def _dots(out, inp, weight, start, stop):
-    """out[n,o] = inp[n] . weight[o] for all n and start <= o < stop, four rows of the weight side by side.
+    """out[n,o] = inp[n] . weight[o] for all n and start <= o < stop, four weight rows interleaved.
 
-    A product is summed up in an order that depends on its length alone.
+    A dot product's summation order depends only on its length. out (N,OC). inp (N,C). weight (OC,C).
     """
     N, C = inp.shape
     zero = out.dtype.type(0)
     for o in range(start, stop, 4):
-        # Where fewer than four rows are left, the last one stands in for those that are missing.
+        # With fewer than four rows left, the last one is repeated.
         o1, o2, o3 = min(o + 1, stop - 1), min(o + 2, stop - 1), min(o + 3, stop - 1)
         for c in range(0, C, _DEPTH):
             end = c + _DEPTH
@@ -190,10 +202,11 @@ def _dots(out, inp, weight, start, stop):
 
 @kernel
 def cached_attention_forward(atty, keys, values, qkv, scores, position):
-    """atty = softmax(q k^T / sqrt(HS)) v, of new queries over all that went before and themselves.
+    """atty = softmax(q k^T / sqrt(HS)) v for n new tokens, which attend to the cache and causally to each other.
 
     atty (B,n,C). keys, values (B or more,NH,length,HS): the first `position` are read, the next n written. qkv
-    (B,n,3C): queries, keys, values of the new tokens. scores: scratch, a panel of (queries,length) for each head.
+    (B,n,3C): queries, keys and values of the new tokens. scores: scratch (B*NH,queries,length), a panel per head.
+    position: tokens in the cache.
     """
     B, n, _ = atty.shape
     NH, HS = keys.shape[1], keys.shape[3]
@@ -226,7 +239,7 @@ def cached_attention_forward(atty, keys, values, qkv, scores, position):
 
 @inline
 def _softmax(row, count, HS):
-    """The softmax of row / sqrt(HS), in place, over its first `count` numbers; the others, future keys', become 0."""
+    """In-place softmax of row / sqrt(HS) over its first `count` elements; the rest, future keys, become 0."""
     scale = row.dtype.type(1 / np.sqrt(HS))
     present = row[:count]
     highest = maximum(present)
@@ -242,7 +255,7 @@ def _softmax(row, count, HS):
 
 @inline
 def _weighted_sum(out, weights, rows):
-    """out (HS,) = weights (n,) @ rows (n or more,HS), four rows side by side."""
+    """out (HS,) = weights (n,) @ rows (n or more,HS), four rows at a time."""
     n, zero = weights.size, out.dtype.type(0)
     for c in range(out.size):
         out[c] = zero
@@ -259,9 +272,9 @@ def _weighted_sum(out, weights, rows):
 
 @kernel
 def reorder(cache, rows, count, scratch):
-    """cache[:, b] = cache[:, rows[b]], all at once, of the first `count` tokens.
+    """cache[:, b] = cache[:, rows[b]] for all b simultaneously, for the first `count` tokens.
 
-    cache (L,B,NH,length,HS). rows (B,). scratch: at least L*NH*B*HS numbers, flat.
+    cache (L,B,NH,length,HS). rows (B,) integers. scratch: flat, at least L*NH*B*HS elements.
     """
     L, B, NH, _, HS = cache.shape
     for task in prange(L * NH):

@@ -4,7 +4,7 @@ from numba import prange
 
 from gpt2.kernels.engine.jit import kernel
 
-# Channels that one task adds up: two tasks never write the same element, however often a token occurs.
+# Channels per task. Tasks own channels, so that repeated tokens cannot race.
 _CHANNELS = 128
 
 
@@ -24,7 +24,7 @@ def encoder_forward(out, tokens, wte, wpe):
 
 @kernel
 def encoder_backward(dwte, dwpe, dout, tokens):
-    """Adds dout's rows to the rows of the tokens and of the positions that they came from.
+    """Gradients of encoder_forward's wte and wpe: adds each row of dout to its token's and its position's row.
 
     dwte (Vp,C) +=. dwpe (maxT,C) +=. dout (B,T,C). tokens (B,T) int32.
     """

@@ -1,6 +1,6 @@
-"""GELU in the tanh form that GPT-2 uses (Hendrycks and Gimpel, 2016, section 2).
+"""GELU in GPT-2's tanh approximation (Hendrycks and Gimpel, 2016, section 2).
 
-It has no kernel of its own: matmul.py calls it for the part of a product that a task has just made.
+It has no kernel of its own: matmul.py fuses it into the product's tasks.
 """
 
 import math
@@ -17,7 +17,7 @@ _HALF, _ONE, _THREE = np.float32(0.5), np.float32(1), np.float32(3)
 
 @inline
 def gelu_forward(out, inp):
-    """out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) of each element x of a row: out, inp (C,)."""
+    """out = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) for each element x of inp: out, inp (C,)."""
     scale, cubic = inp.dtype.type(_SCALE), inp.dtype.type(_CUBIC)
     for c in range(inp.size):
         x = inp[c]
@@ -26,9 +26,9 @@ def gelu_forward(out, inp):
 
 @inline
 def gelu_backward(dinp, out, inp):
-    """dinp times GELU's derivative at inp, in place, and out = GELU(inp) once more; all rows (C,).
+    """Multiplies dinp by GELU'(inp) in place, and recomputes out = GELU(inp).
 
-    dinp holds the gradient of the output at first.
+    dinp (C,): on entry the gradient of out, on return that of inp. out (C,) =. inp (C,).
     """
     scale, cubic = inp.dtype.type(_SCALE), inp.dtype.type(_CUBIC)
     for c in range(inp.size):

@@ -6,7 +6,7 @@ from numba import prange
 from gpt2.kernels.engine.jit import kernel
 
 _EPSILON = 1e-5
-# Channels whose parameter gradients one task sums over all rows.
+# Channels per task in summing parameter gradients over rows.
 _CHANNELS = 128
 
 
@@ -36,10 +36,10 @@ def layernorm_forward(out, mean, rstd, inp, weight, bias):
 
 @kernel
 def layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd):
-    """Adds the gradients of layernorm_forward's inp, weight and bias.
+    """Gradients of layernorm_forward's inp, weight and bias.
 
-    dinp (N,C) +=: it is the residual stream's gradient. dweight, dbias (C,) +=. dout (N,C). inp, weight, mean, rstd: as
-    given to and left by the forward pass.
+    dinp (N,C) +=, the residual stream's gradient. dweight, dbias (C,) +=. dout (N,C). inp (N,C), weight (C,), mean,
+    rstd (N,): as in the forward pass.
     """
     N, C = inp.shape
     for n in prange(N):

@@ -1,8 +1,6 @@
-"""Linear layers: products of matrices cut into tasks, with what goes before and after a product done to the task's part
-of it while that is in the cache.
+"""Linear layers: matrix products cut into tasks, with bias, residual and GELU fused into a task while it is in cache.
 
-A task is as large as the caches allow, that `gemm` copies little for what it multiplies, or smaller where the threads
-can then share them more evenly.
+Tasks are as large as the caches allow, to amortise packing, and smaller where that balances the threads.
 """
 
 from numba import prange
@@ -12,25 +10,25 @@ from gpt2.kernels.engine.jit import inline, kernel
 from gpt2.kernels.engine.threads import threads_in_use
 from gpt2.kernels.gelu import gelu_backward, gelu_forward
 
-# Most rows and columns of a task: of a product whose depth is the layer's width; of the gradient of a weight, whose
-# depth is the batch, and for which both factors are copied.
+# Largest task, for products over the layer's width, and for weight gradients: products over the batch that pack both
+# operands.
 _ROWS, _COLUMNS = 256, 192
 _WEIGHT_ROWS, _WEIGHT_COLUMNS = 384, 768
-# What a task's copies cost, a guess: as much as so many more rows and columns.
+# Estimated packing cost per task, in extra rows and columns.
 _COPY = 16
 
 
 @inline
 def _cut(rows, columns, most_rows, most_columns):
-    """Returns (tasks, tasks side by side, rows of a task, columns of a task), the parts of equal size but for the last.
+    """Returns (tasks, tasks per row of tasks, rows of a task, columns of a task); the last ones may be smaller.
 
-    It is the cut with which the busiest thread has the least to do, by an estimate. Which one changes no bit of a
-    product: `gemm` sums up each of its elements in the same order.
+    Minimises the estimated work of the busiest thread. The choice does not change a bit of the product: `gemm` sums
+    each element in the same order.
     """
     threads = threads_in_use()
     fewest = max(1, (rows + most_rows - 1) // most_rows)
     best, least = (1, 1, 1, 1), -1
-    # Whole tiles, but for the last part; a loop over columns takes up to 64 of them in one go.
+    # Widths are multiples of 64: whole tiles, and whole iterations of vectorised loops over columns.
     for width in range(min(most_columns, _part(columns, 1, 64)), 0, -64):
         across = (columns + width - 1) // width
         for down in range(fewest, max(fewest, rows // 64) + 1):
@@ -39,14 +37,14 @@ def _cut(rows, columns, most_rows, most_columns):
             work = (tasks + threads - 1) // threads * (height + _COPY) * (width + _COPY)
             if least < 0 or work < least:
                 best, least = (tasks, across, height, width), work
-            if tasks >= 8 * threads:  # smaller ones would be no evener to speak of
+            if tasks >= 8 * threads:  # balanced well enough
                 break
     return best
 
 
 @inline
 def _part(size, parts, multiple):
-    """Returns size / parts, rounded up to a multiple."""
+    """Returns size / parts, rounded up to a multiple of `multiple`."""
     return (size + multiple * parts - 1) // (multiple * parts) * multiple
 
 
@@ -73,8 +71,8 @@ def matmul_forward(out, inp, weight, bias):
 def matmul_residual_forward(out, residual, inp, weight, bias):
     """out = residual + inp @ weight.T + bias.
 
-    out, residual (N,OC). inp (N,C). weight (OC,C). bias (OC,). Its backward pass is matmul_backward: the residual
-    receives the gradient of out as it is.
+    out, residual (N,OC). inp (N,C). weight (OC,C). bias (OC,). The backward pass is matmul_backward; residual's
+    gradient is that of out.
     """
     tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
     for task in prange(tasks):
@@ -122,7 +120,7 @@ def matmul_nt(out, inp, weight):
 def matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta=1.0):
     """Gradients of matmul_forward's inp, weight and bias.
 
-    dinp (N,C) =. dweight (OC,C) = beta times itself + its gradient; not read if beta is 0. dbias (OC,) +=. dout (N,OC).
+    dinp (N,C) =. dweight (OC,C) = beta * dweight + gradient; not read if beta = 0. dbias (OC,) +=. dout (N,OC).
     inp (N,C). weight (OC,C).
     """
     matmul_nn(dinp, dout, weight)
@@ -132,7 +130,7 @@ def matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta=1.0):
 @calls_gemm
 @kernel
 def matmul_nn(dinp, dout, weight):
-    """dinp = dout @ weight: dinp (N,C), dout (N,OC), weight (OC,C)."""
+    """dinp = dout @ weight: dinp (N,C) =, dout (N,OC), weight (OC,C)."""
     tasks, across, height, width = _cut(*dinp.shape, _ROWS, _COLUMNS)
     for task in prange(tasks):
         row, column = task // across * height, task % across * width
@@ -142,10 +140,11 @@ def matmul_nn(dinp, dout, weight):
 
 @calls_gemm
 @kernel
-def gelu_matmul_nn(dpre, act, dout, pre, weight):
-    """Through a linear layer and the GELU before it: dpre = (dout @ weight) * GELU'(pre), and act = GELU(pre) again.
+def matmul_gelu_backward(dpre, act, dout, pre, weight):
+    """Backward through a linear layer and the GELU before it: dpre = (dout @ weight) * GELU'(pre).
 
-    dpre, act, pre (N,C). dout (N,OC). weight (OC,C). The layer's input, act, is needed for its weight's gradient.
+    dpre (N,C) =. act (N,C) = GELU(pre), the layer's input, recomputed for its weight gradient. dout (N,OC). pre (N,C).
+    weight (OC,C).
     """
     tasks, across, height, width = _cut(*dpre.shape, _ROWS, _COLUMNS)
     for task in prange(tasks):
@@ -160,7 +159,10 @@ def gelu_matmul_nn(dpre, act, dout, pre, weight):
 @calls_gemm
 @kernel
 def matmul_parameters_backward(dweight, dbias, dout, inp, beta):
-    """matmul_tn, and dbias += the sum of dout's rows: dbias (OC,)."""
+    """matmul_tn, and dbias += dout summed over rows.
+
+    dweight (OC,C) = beta * dweight + dout.T @ inp; not read if beta = 0. dbias (OC,) +=. dout (N,OC). inp (N,C).
+    """
     tasks, across, height, width = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)
     for task in prange(tasks):
         row, column = task // across * height, task % across * width
@@ -177,7 +179,7 @@ def matmul_parameters_backward(dweight, dbias, dout, inp, beta):
 @calls_gemm
 @kernel
 def matmul_tn(dweight, dout, inp, beta):
-    """dweight = dout.T @ inp + beta * dweight: dweight (OC,C), dout (N,OC), inp (N,C). With beta 0, it is not read."""
+    """dweight = dout.T @ inp + beta * dweight: dweight (OC,C), not read if beta = 0, dout (N,OC), inp (N,C)."""
     tasks, across, height, width = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)
     for task in prange(tasks):
         row, column = task // across * height, task % across * width

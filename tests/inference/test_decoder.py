@@ -43,7 +43,7 @@ def assert_same(logits, expected):
         pytest.param(ODD, 1, 150, id="odd-1"),
         pytest.param(ODD, 3, 70, id="odd-3"),
         # More sequences than the small-batch kernels take.
-        pytest.param(EVEN, decode.FEW + 1, 9, id="even-many"),
+        pytest.param(EVEN, decode.SMALL_BATCH + 1, 9, id="even-many"),
     ],
 )
 def test_one_token_at_a_time(sizes, B, T):
@@ -191,10 +191,10 @@ def test_small_batch_products(N, C, OC):
         for actual, expected in zip(*written, strict=True):
             assert_close(actual, expected, 3e-6, few.__name__)
 
-    both(decode.few_forward, matmul_forward, inp, weight, bias)
-    both(decode.few_residual_forward, matmul_residual_forward, residual, inp, weight, bias)
-    both(decode.few_gelu_forward, matmul_gelu_forward, inp, weight, bias, outputs=2)
-    both(decode.few_nt, matmul_nt, inp, weight)
+    both(decode.small_batch_forward, matmul_forward, inp, weight, bias)
+    both(decode.small_batch_residual_forward, matmul_residual_forward, residual, inp, weight, bias)
+    both(decode.small_batch_gelu_forward, matmul_gelu_forward, inp, weight, bias, outputs=2)
+    both(decode.small_batch_nt, matmul_nt, inp, weight)
 
 
 @pytest.mark.parametrize(

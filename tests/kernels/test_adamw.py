@@ -5,7 +5,7 @@ from gpt2.kernels.adamw import adamw_update, sum_of_squares
 from tests import reference
 from tests.numeric import assert_close, both_precisions, tiny
 
-# The second size has several tasks, the last of them a short one.
+# The second size gives several tasks, the last one partial.
 SIZES = pytest.mark.parametrize("n", [tiny(10), tiny(1), 2 * 65536 + 7])
 
 
@@ -44,6 +44,6 @@ def test_sum_of_squares(n, dtype):
 
 
 def test_sum_of_squares_is_added_up_in_float64_tiny():
-    # In float32 the square of 1e-4 would vanish beside 1, and 1e30 squared would overflow.
+    # In float32, (1e-4)^2 would be lost next to 1, and (1e30)^2 would overflow.
     assert sum_of_squares(np.array([1, 1e-4], np.float32)) == pytest.approx(1 + 1e-8, rel=1e-12)
     assert sum_of_squares(np.array([1e30], np.float32)) == pytest.approx(1e60, rel=1e-6)

@@ -5,7 +5,7 @@ from gpt2.kernels.attention import attention_backward, attention_forward, attent
 from tests import reference
 from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
 
-# The kernels work on blocks of 64 rows: one short of it, exactly it, one past it, two past it.
+# Around the kernels' block of 64 query rows.
 SIZES = pytest.mark.parametrize(
     ("B", "T", "NH", "HS"),
     [
@@ -21,7 +21,7 @@ SIZES = pytest.mark.parametrize(
 
 
 def run_forward(qkv, NH):
-    """Returns (atty, lse, scratch); all three start as NaN, for nothing may depend on what they held before."""
+    """Returns (atty, lse, scratch), all filled with NaN beforehand: the kernel must not read them."""
     B, T, channels = qkv.shape
     atty, lse = np.full((B, T, channels // 3), np.nan, qkv.dtype), np.full((B, NH, T), np.nan, qkv.dtype)
     scratch = np.full(attention_scratch_shape(B, T, NH), np.nan, qkv.dtype)
@@ -30,7 +30,7 @@ def run_forward(qkv, NH):
 
 
 def run_backward(datty, qkv, NH):
-    """Returns dqkv, after a forward pass of its own."""
+    """Runs a forward pass, then the backward pass; returns dqkv."""
     atty, lse, scratch = run_forward(qkv, NH)
     dqkv = np.full_like(qkv, np.nan)
     scratch.fill(np.nan)
@@ -59,7 +59,7 @@ def test_backward(B, T, NH, HS, dtype, tolerance):
     for part, name in enumerate(("dq", "dk", "dv")):
         channels = slice(part * NH * HS, (part + 1) * NH * HS)
         if T == 1 and name != "dv":
-            # A softmax over one key is constant: what is left is the rounding of datty . v - datty . atty.
+            # Softmax over one key is constant; only the rounding error of datty . v - datty . atty remains.
             assert np.abs(dqkv[..., channels]).max() <= 10 * tolerance
         else:
             assert_close(dqkv[..., channels], expected[..., channels], tolerance, name)
@@ -85,7 +85,7 @@ def test_the_future_changes_nothing(T):
 
 
 def test_large_scores_neither_overflow_nor_lose_the_sum_tiny():
-    # Scores up to about 10^4, whose exponentials no float holds.
+    # Scores up to about 10^4, whose exponentials overflow.
     qkv = 60 * np.random.default_rng(5).standard_normal((1, 6, 3 * 8))
     atty, lse, _ = run_forward(qkv.astype(np.float32), 2)
     exact = qkv.astype(np.float32).astype(float)

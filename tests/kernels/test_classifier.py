@@ -9,7 +9,7 @@ SIZES = pytest.mark.parametrize(("N", "V", "Vp"), [tiny(3, 7, 16), tiny(1, 1, 4)
 
 
 def rows(rng, N, V, Vp, dtype):
-    """Returns (logits, targets); the padding holds what would ruin every sum that touched it."""
+    """Returns (logits, targets); the padding holds values that would spoil any sum that included them."""
     logits = (3 * rng.standard_normal((N, Vp))).astype(dtype)
     logits[:, V:] = 1e30
     targets = rng.integers(0, V, N, dtype=np.int32)
@@ -63,6 +63,6 @@ def test_logits_far_apart_tiny():
     targets = np.array([1, 2], np.int32)
     losses, lse = run_forward(logits, targets, 3)
     assert losses[0] == 1e4
-    assert losses[1] == pytest.approx(np.log(3), abs=2e-3)  # float32's steps at 10^4 are 1e-3
+    assert losses[1] == pytest.approx(np.log(3), abs=2e-3)  # float32 spacing at 10^4 is 1e-3
     classifier_backward(logits, lse, targets, 1.0, 3)
     assert np.array_equal(logits[0], [1, -1, 0])

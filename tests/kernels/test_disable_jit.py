@@ -1,4 +1,4 @@
-"""The kernels once more as plain Python, where NumPy checks every index: compiled code does not, and reads on."""
+"""The kernels as plain Python, where NumPy checks indices; compiled code reads out of bounds silently."""
 
 import os
 import pathlib
@@ -41,7 +41,7 @@ def test_kernels_on_tiny_sizes_uncompiled():
 
 
 def test_the_subprocess_runs_python_code():
-    # What the test above relies on: without the JIT a kernel is its Python function, and an index too large an error.
+    # The test above relies on this: without the JIT, kernels are Python functions that raise IndexError.
     script = (
         "import numpy as np, types\n"
         "from gpt2.kernels.classifier import classifier_forward\n"

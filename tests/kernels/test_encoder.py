@@ -55,7 +55,7 @@ def test_gradient_tiny():
 
 
 def test_one_token_everywhere_adds_up_tiny():
-    # Small whole numbers: the sums are exact, so a lost update of a shared row cannot hide.
+    # Small integers: the sums are exact, so a lost update cannot hide in rounding.
     dout = np.arange(3 * 7 * 70, dtype=np.float32).reshape(3, 7, 70)
     dwte, dwpe = np.zeros((VP, 70), np.float32), np.zeros((MAX_T, 70), np.float32)
     encoder_backward(dwte, dwpe, dout, np.full((3, 7), 4, np.int32))

@@ -9,7 +9,7 @@ SIZES = pytest.mark.parametrize(("N", "C"), [tiny(3, 10), tiny(1, 66), (5, 51), 
 
 
 def inputs(rng, N, C, dtype):
-    """An input far from the mean 0 and variance 1 that would hide mistakes, a weight and a bias."""
+    """Returns (inp, weight, bias); inp is far from mean 0 and variance 1, which would hide mistakes."""
     inp = 3 + 2 * rng.standard_normal((N, C))
     return tuple(x.astype(dtype) for x in (inp, rng.standard_normal(C), rng.standard_normal(C)))
 
@@ -60,7 +60,7 @@ def test_gradient_tiny():
 
 
 def test_a_large_mean_does_not_swallow_the_variance_tiny():
-    # The mean of the squares less the square of the mean would be 0, or worse, here.
+    # E[x^2] - E[x]^2 would cancel to 0 or below.
     inp = np.float32(4096) + np.arange(8, dtype=np.float32)[None]
     out, _, _ = run_forward(inp, np.ones(8, np.float32), np.zeros(8, np.float32))
     assert_close(out, reference.layernorm(inp.astype(float), 1.0, 0.0), 1e-6)

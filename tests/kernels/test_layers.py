@@ -1,4 +1,4 @@
-"""The whole training loop: the same bits for any number of threads, whichever library runs them."""
+"""A training run is bit-identical for any number of threads, under each of Numba's threading layers."""
 
 import importlib.metadata
 import os
@@ -17,13 +17,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAYERS = ("omp", "tbb", "workqueue")
 THREADS = (1, 2, 3, 8)
 STEPS = 4
-# Odd sizes, which give most kernels several tasks.
+# Odd sizes that give most kernels several tasks.
 CONFIG = GPT2Config(maxT=101, V=300, L=2, NH=5, C=130)
 OPTIONS = (
     "--init model.bin --train-data train.bin --val-data val.bin -b 3 -t 101 -l 1e-2 --grad-accum-steps 2 --shuffle "
     f"--weight-decay 0.1 --val-every 2 --val-batches 2 --sample-every 2 --sample-tokens 20 --skip-spikes 3 -x {STEPS}"
 )
-# Runs that differ in their number of threads and their folder alone; then the layer in which they ran.
+# Runs that differ only in the number of threads and the output folder; prints the threading layer at the end.
 PROGRAM = """
 import sys
 import numba
@@ -36,7 +36,7 @@ for threads in numbers:
     assert numba.get_num_threads() == int(threads)
 print("layer", numba.threading_layer())
 """
-# Whether Numba can load a layer shows when it is to run something.
+# Numba loads a threading layer only when it first needs it.
 PROBE = """
 import numba
 numba.set_num_threads(1)
@@ -45,9 +45,9 @@ print(numba.threading_layer())
 
 
 def environment(layer):
-    """A child's: with a threading layer, and more threads than many a machine has cores."""
+    """The environment of a child with this threading layer and, usually, more threads than cores."""
     variables = os.environ | {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "8", "PYTHONPATH": str(ROOT)}
-    # Threads that spin while they wait for others, more of them than cores, would take the cores from those.
+    # With more threads than cores, spinning threads would starve those they wait for.
     variables["OMP_WAIT_POLICY"] = "passive"
     if layer == "tbb" and (library := tbb_folder()):
         variables["LD_LIBRARY_PATH"] = os.pathsep.join([library, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
@@ -55,7 +55,7 @@ def environment(layer):
 
 
 def tbb_folder():
-    """Where the package tbb has put its library, which the system's loader doesn't look through; None without it."""
+    """The folder of the tbb package's library, which is not on the loader's path; None if it is not installed."""
     try:
         files = importlib.metadata.files("tbb") or ()
     except importlib.metadata.PackageNotFoundError:
@@ -70,7 +70,7 @@ def run(program, *arguments, layer):
 
 @pytest.fixture(scope="module")
 def loadable():
-    """The layers that Numba can load here."""
+    """The threading layers that Numba can load on this machine."""
     found = [layer for layer in LAYERS if run(PROBE, layer=layer).stdout == f"{layer}\n"]
     assert found, "Numba can load none of its threading layers"
     return found
@@ -78,7 +78,7 @@ def loadable():
 
 @pytest.fixture(scope="module")
 def expected(loadable, tmp_path_factory):
-    """A folder with the files that the runs need; what one thread of the first layer makes of them."""
+    """(a folder with the runs' input files, the result of one thread under the first layer)."""
     folder = tmp_path_factory.mktemp("layers")
     GPT2(CONFIG, seed=1).save(folder / "model.bin")
     rng = np.random.default_rng(0)

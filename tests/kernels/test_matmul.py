@@ -3,9 +3,9 @@ import pytest
 
 from gpt2.kernels import matmul
 from gpt2.kernels.matmul import (
-    gelu_matmul_nn,
     matmul_backward,
     matmul_forward,
+    matmul_gelu_backward,
     matmul_gelu_forward,
     matmul_nn,
     matmul_nt,
@@ -15,7 +15,7 @@ from gpt2.kernels.matmul import (
 from tests import reference
 from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
 
-# Past the edges of the tasks: over 256 rows, over 192 columns, and for the weight's gradient 384 in OC, 768 in C.
+# Beyond one task: over 256 rows or 192 columns, and for weight gradients over 384 in OC or 768 in C.
 SIZES = pytest.mark.parametrize(
     ("N", "C", "OC"), [tiny(3, 10, 7), tiny(1, 1, 1), (1, 51, 20), (300, 51, 215), (5, 200, 390), (259, 770, 33)]
 )
@@ -56,7 +56,7 @@ def test_gelu_after_and_before_a_product(N, C, OC, dtype, tolerance):
     assert_close(pre, exact, tolerance, "pre")
     assert_close(out, reference.gelu(exact), tolerance, "out")
     dpre, act = np.full((2, N, C), np.nan, dtype)
-    gelu_matmul_nn(dpre, act, dout, inp, weight)
+    matmul_gelu_backward(dpre, act, dout, inp, weight)
     before = inp.astype(float)
     assert_close(dpre, reference.gelu_backward(dout.astype(float) @ weight, before), tolerance, "dpre")
     assert_close(act, reference.gelu(before), tolerance, "act")
@@ -126,7 +126,7 @@ def test_the_threads_share_a_product(rows, columns, threads, tasks, monkeypatch)
 
 
 def cut(rows, columns, threads, monkeypatch):
-    """The cut of a product into tasks of 256 x 192 at most, for any number of threads."""
+    """Returns what _cut gives for tasks of at most 256 x 192, with any number of threads."""
     monkeypatch.setattr(matmul, "threads_in_use", lambda: threads)
     monkeypatch.setattr(matmul, "_part", getattr(matmul._part, "py_func", matmul._part))
     return getattr(matmul._cut, "py_func", matmul._cut)(rows, columns, 256, 192)

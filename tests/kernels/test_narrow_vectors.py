@@ -1,4 +1,4 @@
-"""The kernels on processors without AVX-512: the same sources, compiled for less than this machine has."""
+"""The kernels on CPUs without AVX-512: compiled for a smaller instruction set than this machine's."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ TESTS = [
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-@pytest.mark.skipif(not X86, reason="the narrower instruction sets are those of x86")
+@pytest.mark.skipif(not X86, reason="the instruction sets are those of x86")
 @pytest.mark.parametrize(
     ("name", "features", "vector_bytes"),
     [("haswell", "+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2", 32), ("nehalem", "+sse4.2", 16)],

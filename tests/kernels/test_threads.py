@@ -8,7 +8,7 @@ from gpt2.model import GPT2
 from gpt2.optimizer import AdamW, gradient_norm
 from tests.numeric import random_batch, randomise
 
-# Odd sizes, which give most kernels several tasks.
+# Odd sizes that give most kernels several tasks.
 CONFIG = GPT2Config(maxT=101, V=300, L=2, NH=5, C=130)
 
 
@@ -20,7 +20,7 @@ def restore_threads():
 
 
 def train(n, B=3, T=101, steps=3):
-    """Trains on n threads. Returns everything that came of it as bytes."""
+    """Trains on n threads; returns losses, norms, gradients, parameters and moments, the arrays as bytes."""
     machine.set_threads(n)
     model = GPT2(CONFIG)
     rng = np.random.default_rng(1)
@@ -39,7 +39,7 @@ def train(n, B=3, T=101, steps=3):
 def test_the_same_bits_for_any_number_of_threads():
     expected = train(1)
     assert train(2) == expected
-    for _ in range(5):  # more threads than many a machine has cores
+    for _ in range(5):  # usually more threads than cores
         assert train(3) == expected
 
 

@@ -1,1 +1,1 @@
-"""How kernels are compiled, cached and threaded, and the tile of the matrix product. Skip at first reading."""
+"""Compiling, caching and threading of kernels, and the matrix product's register tile. Skip on first reading."""

@@ -1,6 +1,6 @@
-"""exp and tanh in plain arithmetic, so that LLVM vectorises the loops that call them.
+"""exp, tanh and maximum in plain arithmetic, so that LLVM vectorises loops that call them.
 
-np.exp and np.tanh on a float32 are a call into the C library for each element.
+np.exp and np.tanh of a float32 call the C library once per element.
 """
 
 import math
@@ -12,26 +12,25 @@ from numba.extending import overload
 
 from gpt2.kernels.engine.jit import FASTMATH
 
-# Reassociation would put ln 2's two parts together again.
+# Reassociation would recombine the two parts of ln 2.
 _options = {"fastmath": FASTMATH - {"reassoc"}, "error_model": "numpy"}
 
 _LOG2_E = np.float32(1.44269504)
-# ln 2 in two parts: the high one has few bits, so that n * _LN2_HIGH is exact (Cody and Waite's range reduction).
+# ln 2 split in two (Cody and Waite's range reduction): the high part has few bits, so n * _LN2_HIGH is exact.
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)
-# Below the first exp is 0 here, above the second it overflows float32 (the largest is e^88.72).
+# exp returns 0 below the first and infinity above the second (float32 overflows at e^88.72).
 _LOWEST, _HIGHEST = np.float32(-86.5), np.float32(88.7)
-# Taylor's 1/k! from k = 7 down to 2: on |r| <= ln(2)/2 the first term left out is below 6e-9.
+# Taylor coefficients 1/k! for k = 7 down to 2: on |r| <= ln(2)/2 the first omitted term is below 6e-9.
 _C7, _C6, _C5 = np.float32(1 / 5040), np.float32(1 / 720), np.float32(1 / 120)
 _C4, _C3, _C2 = np.float32(1 / 24), np.float32(1 / 6), np.float32(1 / 2)
 _ONE, _HALF, _ZERO, _TWO, _TEN = np.float32(1), np.float32(0.5), np.float32(0), np.float32(2), np.float32(10)
 
 
 def exp(x):
-    """e^x of a scalar; for float32 within 1e-7 of the value, 0 below x = -86.5, infinity above 88.7, NaN stays NaN.
+    """e^x of a scalar. float32: relative error below 1e-7, 0 below x = -86.5, infinity above 88.7, NaN for NaN.
 
-    e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln(2)/2: a polynomial for e^r, and 2^n written into the exponent's
-    bits.
+    e^x = 2^n e^r with n = round(x / ln 2) and |r| <= ln(2)/2: a polynomial for e^r, and 2^n from its exponent bits.
     """
     if isinstance(x, np.float32):
         return _exp_float32(x)
@@ -39,14 +38,14 @@ def exp(x):
 
 
 def tanh(x):
-    """tanh x of a scalar, as 1 - 2 / (e^2x + 1); for float32 within 2e-7 (absolute)."""
+    """tanh x of a scalar, as 1 - 2 / (e^2x + 1). float32: absolute error below 2e-7."""
     if isinstance(x, np.float32):
         return _tanh_float32(x)
     return np.tanh(x)
 
 
 def maximum(row):
-    """The largest element of a row, (n,), whose elements are adjacent."""
+    """The largest element of a contiguous row (n,)."""
     return row.max()
 
 
@@ -67,13 +66,13 @@ def _exp_in_range(x):
     p = p * r + _C3
     p = p * r + _C2
     p = (p * r) * r + r + _ONE
-    # 2^n as 2 * 2^(n-1): n = 128, which has no float32, comes up just below the overflow.
+    # 2^n as 2 * 2^(n-1): n can be 128 just below the overflow, and 2^128 is no float32.
     power = np.int32((np.int32(n) + np.int32(126)) << np.int32(23)).view(np.float32)
     return _TWO * (p * power)
 
 
 def _tanh_float32(x):
-    # Exactly 1 from 10 on: GELU's slope multiplies 1 - tanh^2 by x^3.
+    # Exactly 1 from x = 10: GELU's derivative multiplies 1 - tanh^2 by x^3.
     x = -_TEN if x < -_TEN else (_TEN if x > _TEN else x)
     return _ONE - _TWO / (_exp_in_range(_TWO * x) + _ONE)
 
@@ -89,8 +88,8 @@ def _tanh(x):
 
 
 def _maximum_float32(row):
-    # A maximum of floats is not vectorised, for NaN's sake; one of integers is. A float's bits, those below the sign
-    # inverted where it is set, are integers in the floats' order.
+    # LLVM vectorises integer maxima, but not float maxima, because of NaN. Float bits, with all but the sign bit
+    # inverted in negative numbers, compare as integers in the order of the floats.
     bits = row.view(np.int32)
     highest = np.int32(-0x80000000)
     for i in range(bits.size):

@@ -1,12 +1,12 @@
-"""The product of two matrices on one thread.
+"""Single-threaded matrix product.
 
-The scheme is Goto and van de Geijn's (Anatomy of High-Performance Matrix Multiplication, 2008). A tile of c, some rows
-by some vectors, is held in registers while a loop over the depth adds the outer product of a column of a and a row of b
-to it (`simd.tile`): on AVX-512, 3 loads and 8 broadcasts for 24 multiply-adds. b is first copied, _DEPTH rows at a
-time, into a panel as wide as the tile, which stays in the nearest cache while all rows of a go past it. a is read where
-it is, unless it is transposed: then each step of the loop would touch another page of memory, so it is copied too.
+The scheme is Goto and van de Geijn's (Anatomy of High-Performance Matrix Multiplication, 2008). A register tile of c,
+TILE_ROWS rows by 2 or 3 vectors, accumulates outer products of a column of a and a row of b (`simd.tile`): on AVX-512,
+3 loads and 8 broadcasts per 24 multiply-adds. b is packed, _DEPTH rows at a time, into panels as wide as the tile; a
+panel stays in L1 while all rows of a stream past it. a is read in place, unless it is transposed: then every step of
+the loop would touch another page, so a is packed too.
 
-Every element of c is summed up by one thread in an order that depends on the depth alone.
+Each element of c is summed by one thread, in an order that depends only on the depth K.
 """
 
 import functools
@@ -16,7 +16,7 @@ import numba
 from numba.core import types
 from numba.extending import overload
 
-from gpt2.kernels.engine.jit import fill_cache, inline, standalone
+from gpt2.kernels.engine.jit import inline, standalone
 from gpt2.kernels.engine.simd import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -30,30 +30,30 @@ from gpt2.kernels.engine.simd import (
     transpose,
 )
 
-# Rows of b in a panel. AVX-512's panel takes 36 kB of a nearest cache of 48.
+# Rows of b in a panel. With AVX-512 a panel takes 36 kB of a 48 kB L1 cache.
 _DEPTH = 192
-# Bytes of the panel, of the copy of a (384 rows of float32), and of a tile: a thread's stack on macOS has 512 kB.
+# Stack space in bytes for the panel, the packed a (384 rows of float32) and a tile; macOS threads have 512 kB of stack.
 _PANEL = _DEPTH * TILE_VECTORS * VECTOR_BYTES
 _BLOCK = _DEPTH * 384 * 4
 _EDGE = TILE_ROWS * TILE_VECTORS * VECTOR_BYTES
 
 
 def gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
-    """c = alpha op(a) op(b) + beta c on this thread, where op transposes if its flag says so.
+    """c = alpha op(a) op(b) + beta c on the calling thread; op transposes if its flag is set.
 
-    c (M,N), op(a) (M,K), op(b) (K,N): float32 or all float64, rows of any stride, elements of a row adjacent.
-    With beta = 0, c is not read. For functions decorated with `calls_gemm`, and what they call. This body is what runs
-    under NUMBA_DISABLE_JIT=1.
+    c (M,N), op(a) (M,K), op(b) (K,N): all float32 or all float64, any row stride, contiguous rows. beta = 0: c is not
+    read. Callable from functions decorated with `calls_gemm` and their callees. This body runs under
+    NUMBA_DISABLE_JIT=1.
     """
     product = alpha * ((a.T if transpose_a else a) @ (b.T if transpose_b else b))
     c[...] = product if beta == 0 else product + beta * c
 
 
 def calls_gemm(dispatcher):
-    """Decorates a `kernel` or `inline` function that calls `gemm`, itself or through others, and is called from Python.
+    """Decorates a `kernel` or `inline` function that is called from Python and calls `gemm`, directly or indirectly.
 
-    The product is compiled once for each type, and called by its name in the machine code of all kernels, where each
-    would otherwise spend seconds on compiling a copy. So it must be there before that code is compiled or loaded.
+    The product is compiled once per type, and kernels link to it by symbol, instead of spending seconds each on
+    compiling a copy. The symbol must exist before a kernel's code is compiled or loaded.
     """
     if numba.config.DISABLE_JIT:
         return dispatcher
@@ -63,14 +63,13 @@ def calls_gemm(dispatcher):
         arrays = [
             array
             for argument in signature
-            for array in getattr(argument, "types", [argument])  # a tuple's, or the argument itself
+            for array in getattr(argument, "types", [argument])  # of a tuple, or the argument itself
             if isinstance(array, types.Array)
         ]
         for array in arrays:
             if array.layout == "F" and array.ndim > 1:
-                raise ValueError(f"{dispatcher.__name__}: a transposed array, {array}, where rows must be adjacent")
-        fill_cache(dispatcher, signature)
-        numba.get_num_threads()  # loads the runtime: what is compiled or loaded looks for it by name (threads_in_use)
+                raise ValueError(f"{dispatcher.__name__}: {array} is transposed; its rows must be contiguous")
+        numba.get_num_threads()  # loads Numba's runtime, whose symbol threads_in_use links to
         for array in arrays:
             if isinstance(array.dtype, types.Float):
                 _link(array.dtype)
@@ -82,7 +81,7 @@ def calls_gemm(dispatcher):
 
 @functools.cache
 def _link(real):
-    """Compiles the product for a Numba float type, or loads it; returns what kernels' code calls."""
+    """Compiles or loads the product for a Numba float type; returns (the CFunc, the function kernels call)."""
     arguments = [*[types.int64] * 9, types.boolean, types.boolean, real, real]
     compiled = standalone(types.void(*arguments))(_product)
     name = f"gpt2_product_{real}"
@@ -93,7 +92,7 @@ def _link(real):
 @overload(gemm, jit_options={"error_model": "numpy"})
 def _gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
     if c.dtype not in (types.float32, types.float64) or a.dtype != c.dtype or b.dtype != c.dtype:
-        raise numba.TypingError(f"no matrix product of {a.dtype} and {b.dtype} into {c.dtype}")
+        raise numba.TypingError(f"gemm of {a.dtype} and {b.dtype} into {c.dtype}: all float32 or all float64 expected")
     _, product = _link(c.dtype)
 
     def implementation(c, a, b, transpose_a, transpose_b, alpha, beta):
@@ -119,14 +118,14 @@ def _gemm(c, a, b, transpose_a, transpose_b, alpha, beta):
 
 
 def _product(M, N, K, c_address, c_row, a_address, a_row, b_address, b_row, transpose_a, transpose_b, alpha, beta):
-    """Works through the panels of b; addresses are in bytes, as are c_row, a_row and b_row, from a row to the next."""
+    """gemm on raw addresses; c_row, a_row and b_row are row strides in bytes."""
     c = matrix(alpha, c_address, c_row, M, N)
     a = matrix(alpha, a_address, a_row, K, M) if transpose_a else matrix(alpha, a_address, a_row, M, K)
     b = matrix(alpha, b_address, b_row, N, K) if transpose_b else matrix(alpha, b_address, b_row, K, N)
     panel, block, edge = stack_array(c, _PANEL), stack_array(c, _BLOCK), stack_array(c, _EDGE)
     vector = VECTOR_BYTES // c.itemsize
     pieces = max(1, (K + _DEPTH - 1) // _DEPTH)
-    # Pieces of equal depth, but for the last: a multiple of a vector, for the transposition of b.
+    # Equal depths, except for the last: a multiple of the vector length, for transposing b.
     step = max(vector, ((K + pieces - 1) // pieces + vector - 1) // vector * vector)
     most_rows = _BLOCK // (_DEPTH * c.itemsize)
     for top in range(0, M, most_rows):
@@ -138,7 +137,7 @@ def _product(M, N, K, c_address, c_row, a_address, a_row, b_address, b_row, tran
                 _pack_a(block, a[k : k + depth, top : top + height])
             j = 0
             while j < N:
-                # Tiles of equal width, as far as that goes: two vectors or three, in part of zeros if need be.
+                # Tiles of two or three vectors, as equal as possible, the last zero-padded.
                 vectors_left = (N - j + vector - 1) // vector
                 tiles_left = (vectors_left + TILE_VECTORS - 1) // TILE_VECTORS
                 width = max(2, (vectors_left + tiles_left - 1) // tiles_left) * vector
@@ -147,7 +146,7 @@ def _product(M, N, K, c_address, c_row, a_address, a_row, b_address, b_row, tran
                     _pack_transposed_b(panel, b[j : j + columns, k : k + depth], width, vector)
                 else:
                     _pack_b(panel, b[k : k + depth, j : j + columns], width, vector)
-                # While tiles are made of this panel, the next one's part of b is fetched, some rows for each tile.
+                # Prefetch b's part of the next panel, some rows with each tile of this one.
                 next_j, next_k = (j + columns, k) if j + columns < N else (0, k + step)
                 if transpose_b:
                     ahead = b[next_j : next_j + width, next_k : next_k + step]
@@ -159,7 +158,7 @@ def _product(M, N, K, c_address, c_row, a_address, a_row, b_address, b_row, tran
                     for row in range(number * ahead.shape[0] // tiles, (number + 1) * ahead.shape[0] // tiles):
                         prefetch(address(ahead[row:]), ahead.shape[1] * c.itemsize)
                     part = c[m : min(m + TILE_ROWS, top + height), j : j + columns]
-                    # a as address of its first element, and bytes to the next row and to the next column.
+                    # a: address of the first element, row stride and column stride in bytes.
                     if transpose_a:
                         rows = address(block) + (m - top) * depth * c.itemsize, c.itemsize, TILE_ROWS * c.itemsize
                     else:
@@ -170,7 +169,7 @@ def _product(M, N, K, c_address, c_row, a_address, a_row, b_address, b_row, tran
 
 @inline
 def _pack_b(panel, b, width, vector):
-    """Copies b into the panel's rows of `width`, and fills them up with zeros."""
+    """Packs b into the panel's rows of `width` elements, zero-padded."""
     depth, columns = b.shape
     whole = columns // vector * vector
     for j in range(0, whole, vector):
@@ -184,7 +183,7 @@ def _pack_b(panel, b, width, vector):
 
 @inline
 def _pack_transposed_b(panel, b, width, vector):
-    """Copies b's transpose into the panel's rows of `width`, and fills them up with zeros."""
+    """Packs b's transpose into the panel's rows of `width` elements, zero-padded."""
     columns, depth = b.shape
     whole_columns, whole_depth = columns // vector * vector, depth // vector * vector
     for j in range(0, whole_columns, vector):
@@ -199,7 +198,7 @@ def _pack_transposed_b(panel, b, width, vector):
 
 @inline
 def _pack_a(block, a):
-    """Copies a, (depth, rows), into the block: TILE_ROWS columns of it after the other, each as (depth, TILE_ROWS)."""
+    """Packs a (depth, rows) into the block, TILE_ROWS columns at a time, each group as (depth, TILE_ROWS)."""
     depth, rows = a.shape
     whole = rows // TILE_ROWS * TILE_ROWS
     for m in range(0, whole, TILE_ROWS):
@@ -212,15 +211,15 @@ def _pack_a(block, a):
 
 @inline
 def _multiply(c, a, panel, width, depth, edge, alpha, beta):
-    """Makes one tile, or the part of one that there is: c has at most TILE_ROWS rows and `width` columns.
+    """Computes one tile of c, or a partial one: c has at most TILE_ROWS rows and `width` columns.
 
-    a: (address, bytes from row to row, from column to column). edge: where a tile goes that is larger than c.
+    a: (address, row stride, column stride) in bytes. edge: scratch for a full tile when c is a partial one.
     """
     rows, columns = c.shape
     whole = rows == TILE_ROWS and columns == width
     target, target_row = (address(c), c.strides[0]) if whole else (address(edge), width * c.itemsize)
     added = beta if whole else c.dtype.type(0)
-    # The number of vectors must be a constant.
+    # The number of vectors must be a compile-time constant.
     if width * c.itemsize == 2 * VECTOR_BYTES:
         tile(2, target, target_row, a[0], a[1], a[2], rows, panel, depth, alpha, added)
     else:

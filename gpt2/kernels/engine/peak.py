@@ -1,4 +1,4 @@
-"""What this machine can do at best: the measure that `gpt2.profile` holds the other kernels against."""
+"""Kernels that measure the machine's peak rates, which `gpt2.profile` compares the others with."""
 
 from numba import prange
 
@@ -11,7 +11,7 @@ _BLOCK = 1 << 14
 @calls_gemm
 @kernel
 def products_in_cache(c, a, b, repeats):
-    """c[i] = a[i] @ b[i] for all i, `repeats` times over: arrays (n,M,M), M small enough for the cache."""
+    """c[i] = a[i] @ b[i] for all i, `repeats` times: arrays (n,M,M), M small enough to stay in cache."""
     for i in prange(c.shape[0]):
         for _ in range(repeats):
             gemm(c[i], a[i], b[i], False, False, 1.0, 0.0)
@@ -19,7 +19,7 @@ def products_in_cache(c, a, b, repeats):
 
 @kernel
 def add_scaled(out, inp):
-    """out += inp / 2, the arrays (n,) too large for the cache: three numbers of traffic for each element."""
+    """out += inp / 2: arrays (n,), too large for the caches; two reads and a write per element."""
     for block in prange((out.size + _BLOCK - 1) // _BLOCK):
         out_part, inp_part = out[block * _BLOCK : (block + 1) * _BLOCK], inp[block * _BLOCK : (block + 1) * _BLOCK]
         for i in range(out_part.size):

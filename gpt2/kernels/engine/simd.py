@@ -1,31 +1,22 @@
-"""What Numba cannot express: numbers held in vector registers, written as LLVM's instructions.
+"""Vector code that Numba cannot express, as LLVM instructions: the building blocks of `gemm`, for compiled code only.
 
-LLVM turns them into AVX-512, AVX2, SSE or NEON. Those differ, as far as this file goes, in the length of a vector and
-in the number of registers. The functions here are for compiled code only, and are what `gemm` is built of.
+LLVM lowers it to AVX-512, AVX2, SSE or NEON. Here these differ only in vector length and number of registers.
 """
 
 import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-
-def _target_features():
-    """The instruction sets that Numba compiles for: the machine's, or those that NUMBA_CPU_FEATURES names."""
-    if numba.config.CPU_FEATURES is not None:
-        return set(numba.config.CPU_FEATURES.split(","))
-    if numba.config.CPU_NAME == "generic":
-        return set()
-    return set(llvmlite.binding.get_host_cpu_features().flatten().split(","))
+from gpt2.kernels.engine.jit import target_features
 
 
 def _registers():
-    """(bytes of a vector, rows of the tile): the tile's sums take 12 of 16 vector registers, or 24 of 32."""
-    if "+avx512f" in _target_features():
+    """Returns (vector length in bytes, rows of a tile): the tile takes 12 of 16 vector registers, or 24 of 32."""
+    if "+avx512f" in target_features():
         return 64, 8
-    if "+avx2" in _target_features():
+    if "+avx2" in target_features():
         return 32, 4
     return 16, 8 if llvmlite.binding.get_process_triple().startswith(("aarch64", "arm64")) else 4
 
@@ -37,7 +28,7 @@ _index = ir.IntType(64)
 
 
 def _lanes(dtype):
-    """Numbers of a Numba float type that one vector holds."""
+    """Elements of a Numba float type per vector."""
     return VECTOR_BYTES * 8 // dtype.bitwidth
 
 
@@ -62,8 +53,7 @@ def _splat(builder, scalar, kind):
 
 @intrinsic(prefer_literal=True)
 def stack_array(typingctx, like, size):
-    """Returns an array of `size` bytes, a constant, of the type of array `like`: the calling function's, until it
-    returns."""
+    """Allocates an array of `size` bytes (a constant), of the dtype of `like`, on the calling function's stack."""
     array_type = types.Array(like.dtype, 1, "C")
     itemsize = like.dtype.bitwidth // 8
     count = size.literal_value // itemsize
@@ -88,7 +78,7 @@ def stack_array(typingctx, like, size):
 
 @intrinsic
 def matrix(typingctx, like, address, row_bytes, rows, columns):
-    """Returns the array (rows, columns) at an address, of the type of the number `like`, its rows row_bytes apart."""
+    """Returns the array (rows, columns) at `address`, of the type of the scalar `like`, with row stride `row_bytes`."""
     array_type = types.Array(like, 2, "A")
 
     def codegen(context, builder, signature, arguments):
@@ -110,7 +100,7 @@ def matrix(typingctx, like, address, row_bytes, rows, columns):
 
 @intrinsic
 def address(typingctx, array):
-    """Address of an array's first element."""
+    """Returns the address of an array's first element."""
 
     def codegen(context, builder, signature, arguments):
         return builder.ptrtoint(make_array(array)(context, builder, arguments[0]).data, _index)
@@ -120,10 +110,10 @@ def address(typingctx, array):
 
 @intrinsic(prefer_literal=True)
 def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alpha, beta):
-    """c = alpha * a @ panel + beta * c for TILE_ROWS rows and `vectors` (a constant) vectors; beta 0: c is not read.
+    """c = alpha * a @ panel + beta * c for TILE_ROWS rows and `vectors` (a constant) vectors; beta = 0: c is not read.
 
-    c, a: addresses. c_row, a_row: bytes from a row to the next; a_step: from a column of a to the next. Rows of a from
-    `rows` on repeat the last. panel: array, `depth` rows of `vectors` vectors.
+    c, a: addresses. c_row, a_row: row strides in bytes; a_step: column stride of a in bytes. rows: rows that a has; the
+    last is repeated up to TILE_ROWS. panel: array of `depth` rows of `vectors` vectors.
     """
     dtype, count = panel.dtype, vectors.literal_value
     vector, size = _vector(dtype), dtype.bitwidth // 8
@@ -159,8 +149,8 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
                 for b_vector, place in zip(b_vectors, sums[i * count : (i + 1) * count], strict=True):
                     builder.store(builder.call(multiply_add, [factor, b_vector, builder.load(place)]), place)
 
-        # The tile of c is written at the end: meanwhile it comes from memory, a row at a time, which is faster than all
-        # of it at once. Two steps in one go of the loop, then those that may be left.
+        # Prefetch the tile of c, which is written at the end, row by row: faster than all of it at once. The loop over
+        # the depth is unrolled by two, with a loop for the remainder.
         pairs = builder.udiv(depth, _index(2 * TILE_ROWS))
         with cgutils.for_range(builder, _index(TILE_ROWS)) as rows_of_c:
             row = builder.add(c, builder.mul(c_row, rows_of_c.index))
@@ -189,8 +179,8 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
 
 
 def _opaque(builder, number):
-    """The same number, of which LLVM knows nothing: it would keep a counter for each address that is made of it, more
-    than there are registers, and spend as many instructions on those as on the sums."""
+    """Hides a number's origin from LLVM, which would otherwise keep an induction variable per address derived from it:
+    more than there are registers, and as many instructions as the multiply-adds."""
     return builder.asm(ir.FunctionType(number.type, [number.type]), "", "=r,0", [number], side_effect=False)
 
 
@@ -208,7 +198,7 @@ def _prefetch(builder, places, write, locality):
 
 @intrinsic
 def prefetch(typingctx, address, size):
-    """Has `size` bytes from an address on fetched into the second level of the cache."""
+    """Prefetches `size` bytes at `address` into L2."""
 
     def codegen(context, builder, signature, arguments):
         address, size = arguments
@@ -222,9 +212,9 @@ def prefetch(typingctx, address, size):
 
 @intrinsic(prefer_literal=True)
 def copy(typingctx, array, count, source, source_row, target, target_row, rows):
-    """Copies `rows` rows of `count` (a constant; None: a vector of) adjacent numbers of the type of `array`.
+    """Copies `rows` rows of `count` (a constant; None: one vector of) contiguous elements of the dtype of `array`.
 
-    source, target: addresses; source_row, target_row: bytes from a row to the next.
+    source, target: addresses; source_row, target_row: row strides in bytes.
     """
     vector, size = _vector(array.dtype, getattr(count, "literal_value", None)), array.dtype.bitwidth // 8
 
@@ -240,10 +230,10 @@ def copy(typingctx, array, count, source, source_row, target, target_row, rows):
 
 @intrinsic
 def transpose(typingctx, array, source, source_row, target, target_row, squares):
-    """Transposes `squares` squares of a vector by a vector, side by side in `source`, one below the other in `target`.
+    """Transposes `squares` squares of lanes x lanes elements, side by side in `source`, stacked vertically in `target`.
 
-    array: gives the type. Addresses and rows as in `copy`. A square is held in registers; interleaving the first half
-    of its rows with the second, as often as halving its size takes to come to 1, transposes it.
+    array: gives the dtype. Addresses and strides as in `copy`. A square is held in registers and transposed by
+    interleaving the first half of its rows with the second half, log2(lanes) times.
     """
     vector, count, size = _vector(array.dtype), _lanes(array.dtype), array.dtype.bitwidth // 8
     halves = [[part * count // 2 + i // 2 + i % 2 * count for i in range(count)] for part in (0, 1)]

@@ -1,4 +1,4 @@
-"""How many threads the kernels use."""
+"""The number of threads the kernels run on."""
 
 import numba
 from numba.core import types
@@ -6,22 +6,22 @@ from numba.extending import overload
 
 
 def max_threads():
-    """The most threads that Numba may start."""
+    """The largest number of threads that can be set."""
     return numba.config.NUMBA_NUM_THREADS
 
 
 def set_threads(n):
-    """Makes all kernels run on `n` threads, 1 <= n <= max_threads()."""
+    """Sets the number of threads of all kernels, 1 <= n <= max_threads()."""
     numba.set_num_threads(n)
 
 
 def threads_in_use():
-    """How many threads the kernels run on. Kernels may ask, too, from outside their prange loops."""
+    """The number of threads kernels run on. Kernels may call it too, outside their prange loops."""
     return numba.get_num_threads()
 
 
-# By its name in Numba's runtime, which `calls_gemm` loads. numba.get_num_threads has an address that is compiled in,
-# and a kernel that calls it cannot be kept on the disk.
+# A symbol of Numba's runtime, which `calls_gemm` loads. numba.get_num_threads would compile in an address, and Numba
+# does not cache a kernel that contains one.
 _get_num_threads = types.ExternalFunction("get_num_threads", types.intp())
 
 

@@ -9,7 +9,7 @@ import pytest
 from gpt2.kernels.engine import fastmath
 from gpt2.kernels.engine.jit import FASTMATH
 
-compiled_only = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="there is no machine code without the JIT")
+compiled_only = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="no machine code without the JIT")
 
 
 @numba.njit(fastmath=FASTMATH, error_model="numpy")
@@ -57,7 +57,7 @@ def test_exp_at_the_edges_tiny():
 
 
 def test_tanh_at_the_edges_tiny():
-    # Exactly 1 from about 9.02: whatever multiplies 1 - tanh^2 may be large.
+    # Exactly 1 from about 9.02, as 1 - tanh^2 may be multiplied by something large.
     x = np.array([0, 9.1, 20, 43, 60, 1e6, np.inf, np.nan], np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         assert np.array_equal(applied(tanh_of_all, x), np.array([0, 1, 1, 1, 1, 1, 1, np.nan]), equal_nan=True)
@@ -65,7 +65,7 @@ def test_tanh_at_the_edges_tiny():
 
 
 def test_values_of_one_element_tiny():
-    # Too few for a vector: the loop's remainder computes the same.
+    # Less than a vector: the scalar remainder loop.
     x = np.array([-3.25], np.float32)
     assert applied(exp_of_all, x)[0] == pytest.approx(math.exp(-3.25), rel=2e-7)
     assert applied(tanh_of_all, x)[0] == pytest.approx(math.tanh(-3.25), abs=2e-7)
@@ -87,7 +87,7 @@ def test_loops_become_vector_instructions(function):
     }
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     if machine not in packed:
-        pytest.skip(f"what a vector instruction looks like on {machine} is not known here")
+        pytest.skip(f"no pattern for the vector instructions of {machine}")
     x = np.ones(64, np.float32)
     applied(function, x)
     (assembly,) = [function.inspect_asm(signature) for signature in function.signatures if "float32" in str(signature)]

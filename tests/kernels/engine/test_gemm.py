@@ -7,7 +7,7 @@ from gpt2.kernels.engine.gemm import gemm
 from gpt2.kernels.matmul import matmul_forward, matmul_nn, matmul_tn
 from tests.numeric import assert_close, both_precisions
 
-compiled_only = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="the compiled product is what is tested")
+compiled_only = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="tests the compiled product")
 
 
 @numba.njit
@@ -30,13 +30,13 @@ def test_gemm_of_parts_of_matrices_tiny(dtype, tolerance, transpose_a, transpose
     expected[2 : 2 + M, 1 : 1 + N] *= beta
     expected[2 : 2 + M, 1 : 1 + N] += 0.25 * (a.T if transpose_a else a).astype(float) @ (b.T if transpose_b else b)
     if beta == 0:
-        c.fill(np.nan)  # c is not read
+        c.fill(np.nan)  # c must not be read
     product(c, a, b, transpose_a, transpose_b, 0.25, beta)
     assert_close(whole, expected, tolerance)
 
 
-# Around the tile (8 or 4 rows; 48, 24 or 12 columns and a vector of 16, 8 or 4), the pieces of the depth (192) and of
-# the rows (384 of float32, 192 of float64).
+# Around the sizes of a tile (8 or 4 rows; 48, 24 or 12 columns; vectors of 16, 8 or 4), of a panel (depth 192) and of
+# the packed a (384 rows in float32, 192 in float64).
 @compiled_only
 @both_precisions(2e-6, 1e-13)
 @pytest.mark.parametrize("transpose_a", [False, True])
@@ -61,14 +61,14 @@ def test_gemm_past_every_edge(M, N, K, dtype, tolerance, transpose_a, transpose_
 @compiled_only
 def test_gemm_of_different_types_is_refused():
     a, b = np.zeros((2, 2)), np.zeros((2, 2), np.float32)
-    with pytest.raises(numba.TypingError, match="no matrix product of float64 and float32 into float64"):
+    with pytest.raises(numba.TypingError, match="gemm of float64 and float32 into float64"):
         product(np.zeros((2, 2)), a, b, False, False, 1.0, 0.0)
 
 
 @compiled_only
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 3, reason="NUMBA_NUM_THREADS is below 3")
 def test_concurrent_products_are_always_the_same():
-    # More threads than many a machine has cores, each with panels of its own.
+    # Usually more threads than cores, each with its own panels.
     rng = np.random.default_rng(2)
     inp, weight = rng.standard_normal((2, 520, 400)).astype(np.float32)
     bias = rng.standard_normal(520).astype(np.float32)
@@ -118,5 +118,5 @@ def test_kernels_of_nothing_return():
 
 @compiled_only
 def test_a_transposed_matrix_is_refused():
-    with pytest.raises(ValueError, match="matmul_forward: a transposed array"):
+    with pytest.raises(ValueError, match=r"matmul_forward: array\(.* is transposed"):
         matmul_forward(np.zeros((2, 5)), np.zeros((2, 3)), np.zeros((3, 5)).T, np.zeros(5))
