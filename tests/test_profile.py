@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from gpt2 import model as model_module
-from gpt2 import profile
+from gpt2 import profile as command
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError
 from gpt2.kernels.engine.peak import add_scaled, products_in_cache
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW
+from gpt2.training import profiler as profile
 from tests.numeric import assert_close, random_batch
 
 CONFIG = GPT2Config(maxT=16, V=60, L=3, NH=2, C=32)
@@ -81,4 +82,4 @@ def test_the_kernels_that_measure_the_machine_do_compute():
 @pytest.mark.parametrize("option", ["-b", "-t", "--steps"])
 def test_sizes_start_at_one(option):
     with pytest.raises(UserError, match="start at 1"):
-        profile.main([option, "0"])
+        command.main([option, "0"])

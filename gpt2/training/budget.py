@@ -1,4 +1,4 @@
-"""What a training run needs of memory and disk, said before any of it is taken."""
+"""The memory and disk that a run needs, checked before any of it is used."""
 
 import bisect
 import shutil
@@ -11,12 +11,13 @@ from gpt2.layout import parameter_layout
 from gpt2.memory import readable
 from gpt2.model import activations_size
 
-FLOAT = 4  # bytes of a number, all of which are float32
+FLOAT = 4  # bytes of a float32
 
 
 def memory_needed(config, B, T, sample_length=0):
-    """Returns a dict of part -> bytes of the flat arrays of a run: GPT2's, AdamW's, and with a sample_length that of a
-    Decoder of one sequence of that many tokens.
+    """Returns a dict of part -> bytes of a run's flat arrays.
+
+    They are GPT2's and AdamW's, and with a sample_length those of a Decoder for one sequence of that many tokens.
     """
     return {
         "parameters, gradients and moments": 4 * FLOAT * parameter_layout(config).size,
@@ -25,14 +26,14 @@ def memory_needed(config, B, T, sample_length=0):
 
 
 def checkpoint_bytes(config):
-    """Bytes of a checkpoint's two files, parameters and moments, but for the few kB of facts about the run."""
+    """Bytes of a checkpoint's two files, without the few kB of metadata about the run."""
     return 2 * HEADER_BYTES + 3 * FLOAT * parameter_layout(config).size
 
 
 def require_memory(config, B, T, sample_length=0):
-    """Prints what a run needs and what there is.
+    """Prints the memory that a run needs and the memory available.
 
-    Raises UserError if that is too little, with the largest batch and the longest sequence for which it is enough.
+    Raises UserError if that is too little, naming the largest batch and the longest sequence that would fit.
     """
     parts, available = memory_needed(config, B, T, sample_length), machine.available_bytes()
     needed = sum(parts.values())
@@ -42,7 +43,7 @@ def require_memory(config, B, T, sample_length=0):
         return
 
     def largest(below, size):
-        """The largest number from 1 to below - 1 with which size(number) = (B, T) fits, 0 if none does."""
+        """The largest number below `below` for which size(number) = (B, T) fits, 0 if none does."""
         return bisect.bisect(
             range(1, below),
             available,
@@ -64,10 +65,10 @@ def require_memory(config, B, T, sample_length=0):
 
 
 def require_disk(config, folder, checkpoints, replaced=0):
-    """Prints what the checkpoints of a run need and what there is; raises UserError if that is too little.
+    """Prints the disk that a run's checkpoints need and what is free. Raises UserError if that is too little.
 
-    folder: where they go, and is there. checkpoints: how many can be there at once, at most, one being written
-    included. replaced: bytes of those in the folder now that will be deleted to make room for new ones.
+    folder: where they go; it exists. checkpoints: the most that exist at once, one being written included. replaced:
+    bytes of those in the folder that will be deleted as new ones are written.
     """
     each = checkpoint_bytes(config)
     needed, what = checkpoints * each, f"{checkpoints} checkpoint{'s' if checkpoints > 1 else ''}"

@@ -28,6 +28,7 @@ from gpt2.formats.files import (
 from gpt2.formats.llmc import FLOAT32, read_sizes, write_floats, write_model
 from gpt2.formats.run import (
     MANIFEST,
+    METRICS,
     STEP_LIMIT,
     checkpoint_paths,
     is_step,
@@ -39,20 +40,21 @@ from gpt2.formats.run import (
     temporary_files,
 )
 from gpt2.layout import parameter_layout
+from gpt2.training.metrics import read_losses
 
 MAGIC, VERSION = 20261121, 1
 DIGEST_BYTES = 32
-# The moments begin where a line of the cache would, for whoever maps the file.
+# m and v are 64-byte aligned, for mmap.
 ALIGNMENT = 64
 JSON_LIMIT = 2**22
-CHUNK = 2**20  # bytes that are read at a time to be verified
+CHUNK = 2**20  # bytes read and hashed at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A whole pair on the disk.
+    """A model file and a training state on the disk, both verified.
 
-    model, state: paths. progress: the dict that the run saved. manifest: what the manifest says of this pair, as bytes.
+    model, state: paths. progress: the dict that the run saved. manifest: the manifest that describes the two, as bytes.
     """
 
     folder: pathlib.Path
@@ -66,7 +68,7 @@ class Checkpoint:
     def load_moments(self, optimizer):
         """Reads AdamW's m and v into the optimizer's arrays and sets its `steps`.
 
-        Raises UserError if the state is of a model of other sizes.
+        Raises UserError if the state belongs to a model of other sizes.
         """
         with open_to_read(self.state) as file:
             try:
@@ -78,7 +80,7 @@ class Checkpoint:
             except OSError as error:
                 raise from_os_error(error, self.state) from error
         if read != [optimizer.m.nbytes, optimizer.v.nbytes]:
-            raise UserError(f"{self.state}: ends early: the file has been cut off meanwhile")
+            raise UserError(f"{self.state}: ends early: the file was truncated while being read")
         optimizer.steps = self.optimizer_steps
 
 
@@ -86,8 +88,8 @@ def save(folder, model, optimizer, progress, keep):
     """Writes the checkpoint of progress["step"], then the manifest, then removes older ones. Returns the Checkpoint.
 
     progress: a dict that JSON can hold; a pair of the same step is replaced. keep: how many pairs stay, at least 1.
-    The caller holds the folder's lock. Raises UserError when the disk refuses: then the newest pair that is whole is
-    the one before, or this one, if only what comes after it failed.
+    The caller holds the folder's lock. Raises UserError when writing fails: the newest whole pair is then the one
+    before, or this one if only a later part failed.
     """
     folder, step = pathlib.Path(folder), progress["step"]
     assert 0 <= step < STEP_LIMIT and keep >= 1
@@ -117,28 +119,30 @@ def finish_interrupted_save(found, keep):
 
 
 def say(line):
-    """Prints a line at once: what comes after it may be an error's, on another stream."""
+    """Prints and flushes, so that the line precedes later output on stderr."""
     print(line, flush=True)
 
 
 def find(folder, report=say):
-    """Returns the newest Checkpoint of the folder that is whole, having verified it and those after it.
+    """Returns the newest whole Checkpoint of a folder, verifying pairs from the newest down.
 
     report: called with a line for each newer pair that is damaged or incomplete, and for a manifest that is missing,
-    damaged or at odds with the pair. Raises UserError if no pair is whole.
+    damaged or does not match the pair. Raises UserError if no pair is whole.
     """
     for step, checkpoint, problem in _survey(folder):
         if checkpoint is not None:
             if complaint := _manifest_complaint(checkpoint):
                 report(complaint)
             return checkpoint
-        report(f"{problem}; the checkpoint of step {step} is passed over")
+        report(f"{problem}; skipping the checkpoint of step {step}")
     raise _none_whole(folder)
 
 
 def _prune(folder, step, keep, present):
-    """Removes, of the steps `present` (newest first), those after `step`, which are damaged or of a run that was given
-    up, and of the others all but the `keep` newest, and halves of pairs; and what writers that were killed left.
+    """Removes old checkpoints, and the temporary files of killed processes.
+
+    present: steps, newest first. Those after `step` go, as damaged or abandoned; so do halves of pairs, and all but the
+    `keep` newest of the others.
     """
     pairs = [
         found for found in present if found <= step and all(path.is_file() for path in checkpoint_paths(folder, found))
@@ -146,7 +150,7 @@ def _prune(folder, step, keep, present):
     try:
         for found in present:
             if found not in pairs[:keep]:
-                # Without its state a model file is no checkpoint; a state without its model would be a damaged one.
+                # State first: a model file alone is no checkpoint, but a state alone would count as a damaged one.
                 model_path, state_path = checkpoint_paths(folder, found)
                 state_path.unlink(missing_ok=True)
                 model_path.unlink(missing_ok=True)
@@ -172,7 +176,7 @@ def _write_state(file, config, optimizer, facts, path):
     text = json.dumps(facts).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     if len(text) > JSON_LIMIT:
-        raise UserError(f"{path}: {len(text):,} bytes of facts about the run, at most {JSON_LIMIT:,} can be kept")
+        raise UserError(f"{path}: {len(text):,} bytes of metadata about the run, at most {JSON_LIMIT:,} fit")
     write_header(file, [MAGIC, VERSION, len(text), *_sizes(config)])
     file.write(text)
     for moments in (optimizer.m, optimizer.v):
@@ -187,14 +191,14 @@ def _survey(folder):
         try:
             yield step, _verify(folder, step), None
         except UserError as error:
-            # What cannot be read now may yet be whole, and nothing may be saved over it. A broken disk stays broken.
+            # A file that cannot be read now may be whole, so nothing may replace it; but a broken disk stays broken.
             if isinstance(error.__cause__, OSError) and error.__cause__.errno != errno.EIO:
                 raise
             yield step, None, str(error)
 
 
 def _verify(folder, step):
-    """Returns the Checkpoint of a step. Raises UserError that says which file is missing or not what it should be."""
+    """Returns the Checkpoint of a step. Raises UserError naming the file that is missing or damaged."""
     model_path, state_path = checkpoint_paths(folder, step)
     for path in (model_path, state_path):
         if not path.is_file():
@@ -214,7 +218,7 @@ def _verify(folder, step):
 
 
 def _read_sizes(file, path):
-    """Reads the header of a state file, open at its start, and checks it and the file's length.
+    """Reads and checks the header of a state file, open at its start, and the file's length.
 
     Returns (GPT2Config, bytes of JSON, header). Raises UserError.
     """
@@ -227,14 +231,14 @@ def _read_sizes(file, path):
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if sizes != _sizes(config) or not 0 < json_bytes <= JSON_LIMIT:
-        raise UserError(f"{path}: damaged: a header of {sizes} and {json_bytes} bytes of JSON, which no state has")
+        raise UserError(f"{path}: damaged: no state has sizes {sizes} and {json_bytes} bytes of JSON")
     expected = HEADER_BYTES + json_bytes + _moments_bytes(config) + DIGEST_BYTES
     check_size(file, path, expected, f"what a state of {config} holds")
     return config, json_bytes, header
 
 
 def _read_state(path, step):
-    """Returns (GPT2Config, facts, record) of a state file whose every byte is as it was written. Raises UserError."""
+    """Verifies a state file; returns (GPT2Config, facts, record). Raises UserError."""
     with open_to_read(path) as file:
         config, json_bytes, header = _read_sizes(file, path)
         digest = hashlib.sha256(header)
@@ -243,7 +247,7 @@ def _read_state(path, step):
         _hash(digest, file, _moments_bytes(config), path)
         checksum = file.read(DIGEST_BYTES)
         if digest.digest() != checksum:
-            raise UserError(f"{path}: damaged: its checksum is not that of its contents")
+            raise UserError(f"{path}: damaged: its checksum does not match its contents")
         digest.update(checksum)
         record = {"bytes": file.tell(), "sha256": digest.hexdigest()}
     return config, _parse_facts(text, path, step), record
@@ -280,7 +284,7 @@ def _hash(digest, file, count, path):
         while count:
             read = file.readinto(buffer[: min(count, CHUNK)])
             if not read:
-                raise UserError(f"{path}: ends early: the file has been cut off meanwhile")
+                raise UserError(f"{path}: ends early: the file was truncated while being read")
             digest.update(buffer[:read])
             bar.update(read)
             count -= read
@@ -314,18 +318,25 @@ def list_checkpoints(folder):
     newest = max((step for step, checkpoint, _ in rows if checkpoint), default=None)
     if rows:
         print(f"  {'step':>8}  {'train loss':>10}  {'val loss':>10}  {'size':>10}")
+    metrics = pathlib.Path(folder, METRICS)
+    # A step is saved before it is validated, so its own validation loss is not in the checkpoint.
+    validated = dict(zip(*read_losses(metrics, "val_loss"), strict=True)) if metrics.is_file() else {}
     for step, checkpoint, problem in rows:
-        losses = [_loss(checkpoint, key) for key in ("train_loss", "val_loss")]
+        losses = {"train_loss": None, "val_loss": None}
+        if checkpoint:
+            losses |= checkpoint.progress | ({"val_loss": float(validated[step])} if step in validated else {})
         size = sum(path.stat().st_size for path in checkpoint_paths(folder, step) if path.is_file())
         mark = "*" if step == newest else " "
-        print(f"{mark} {step:>8}  {losses[0]:>10}  {losses[1]:>10}  {size / 1e6:>7,.1f} MB  {problem or 'whole'}")
+        print(
+            f"{mark} {step:>8}  {_shown(losses['train_loss']):>10}  {_shown(losses['val_loss']):>10}  "
+            f"{size / 1e6:>7,.1f} MB  {problem or 'whole'}"
+        )
         if step == newest and (complaint := _manifest_complaint(checkpoint)):
             print(f"  {complaint}")
     if newest is None:
         raise _none_whole(folder)
 
 
-def _loss(checkpoint, key):
-    """A loss as the table shows it; a damaged checkpoint, or one saved before any validation, has none."""
-    loss = checkpoint and checkpoint.progress.get(key)
+def _shown(loss):
+    """A loss as the table shows it; none if no validation came before, or if it is damaged."""
     return f"{loss:.6f}" if isinstance(loss, float) else "-"

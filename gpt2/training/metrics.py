@@ -59,15 +59,8 @@ class Metrics:
             raise from_os_error(error, self.path) from error
 
     def losses(self, key):
-        """Returns (steps, losses) of the records that have the key, float64 (n,) each; NaN for what is no number."""
-        steps, losses = array.array("d"), array.array("d")
-        with files.open_to_read(self.path) as file:
-            for line in file:
-                record = _parse(line)
-                if record and key in record:
-                    steps.append(record["step"])
-                    losses.append(_number(record[key]))
-        return np.array(steps), np.array(losses)
+        """Returns what `read_losses` does, of this file."""
+        return read_losses(self.path, key)
 
     def draw(self):
         """Plots the training and validation losses over the steps."""
@@ -84,6 +77,18 @@ class Metrics:
             axes.legend()
         with files.atomic_write(self.picture) as file:
             figure.savefig(file, format="png", dpi=120)
+
+
+def read_losses(path, key):
+    """Returns (steps, losses) of a file's records that have the key, float64 (n,) each; NaN for what is no number."""
+    steps, losses = array.array("d"), array.array("d")
+    with files.open_to_read(path) as file:
+        for line in file:
+            record = _parse(line)
+            if record and key in record:
+                steps.append(record["step"])
+                losses.append(_number(record[key]))
+    return np.array(steps), np.array(losses)
 
 
 def _lines_until(path, step):

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: the first one waits for the step to be finished, the second one does not."""
+"""Signals that stop a run: the first lets it finish its step and save, the second ends it at once."""
 
 import contextlib
 import os
@@ -9,11 +9,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """A context in which SIGINT and SIGTERM are noted in `received`, the signal's number, which is None until then.
+    """A context that records SIGINT and SIGTERM in `received`: the signal's number, None until one arrives.
 
-    The first one says so on standard error. The second one, of either kind, ends the process with the signal's exit
-    status. Both are seen when the kernel that is running returns; signals of one kind that come meanwhile count as one.
-    Python handles signals in its main thread only: in another one this context does nothing.
+    The first is acknowledged on standard error. The second, of either kind, ends the process with that signal's status.
+    Both are handled when the running kernel returns; signals of one kind that arrive before that count as one. Python
+    handles signals in its main thread only: in any other thread this context does nothing.
     """
 
     def __init__(self):
@@ -34,7 +34,7 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.received = number
-        # Not print: the signal may have come in the middle of one, and streams refuse to be entered again.
+        # Not print(): the signal may have interrupted one, and streams are not reentrant.
         with contextlib.suppress(OSError):
-            message = f"{signal.Signals(number).name}: finishing this step, then saving; once more ends at once\n"
+            message = f"{signal.Signals(number).name}: finishing this step, then saving; a second signal ends at once\n"
             os.write(2, message.encode())

@@ -320,7 +320,7 @@ def test_a_model_of_another_version_is_refused(tmp_path, version):
 
 def test_too_many_facts_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "JSON_LIMIT", 1000)
-    with pytest.raises(UserError, match=r"state_00000001.bin: 1,\d\d\d bytes of facts"):
+    with pytest.raises(UserError, match=r"state_00000001.bin: 1,\d\d\d bytes of metadata"):
         save(tmp_path, 1, text="x" * 1000)
     assert names(tmp_path) == ["model_00000001.bin"]
 
@@ -331,7 +331,7 @@ def test_a_state_with_too_many_facts_is_not_read(tmp_path, monkeypatch):
     lines = []
     with pytest.raises(UserError, match="no whole"):
         checkpoint.find(tmp_path, lines.append)
-    assert "state_00000001.bin: damaged: a header of" in lines[0]
+    assert "state_00000001.bin: damaged: no state has sizes" in lines[0]
 
 
 def test_a_whole_pair_under_the_names_of_another_step_is_refused(tmp_path):
