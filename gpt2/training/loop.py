@@ -81,25 +81,29 @@ def _take_steps(run, on_step):
     options, state = run.options, run.state
     result = TrainResult(state, {}, {})
     report.describe(options, state, run.val_loader)
-    prepare_kernels_and_say()
+    _prepare_kernels()
     run.open_metrics()
+    if state.step >= options.max_steps and run.found:
+        print(f"nothing is left to do after step {state.step}: --max-steps makes the run longer")
     lines = report.StepLines(state.step, options.max_steps)
     with StopSignals() as stop:
-        if run.metrics.last_step != state.step:  # nothing was validated yet, or saving was the last thing done
+        if run.metrics.last_step != state.step:  # the first validation, or what a run did not get to after saving
             _after_step(run, stop, on_step, result)
         while state.step < options.max_steps and not stop.received:
             record = train_step(state, options)
             result.train_losses[state.step] = record["train_loss"]
             with _saved_if_it_fails(run):
                 lines.show(record)
-            if state.step == options.max_steps or _due(state.step, options.checkpoint_every):
+            if stop.received or state.step == options.max_steps or _due(state.step, options.checkpoint_every):
                 run.save()
             with _saved_if_it_fails(run):
                 _after_step(run, stop, on_step, result)
-        run.save()
+        if state.step or options.max_steps == 0:
+            run.save()
     if state.step < options.max_steps:
         result.signal = stop.received
-        print(f"resume with: python train_gpt2.py --resume {shlex.quote(str(run.folder))}", flush=True)
+        if run.saved is not None:
+            print(f"resume with: python train_gpt2.py --resume {shlex.quote(str(run.folder))}", flush=True)
     else:
         run.metrics.draw()
         print(f"losses in {run.metrics.path} and {run.metrics.picture}")
@@ -118,7 +122,7 @@ def _after_step(run, stop, on_step, result):
         state.note_loss("val_loss", loss)
     if on_step and state.step:
         on_step(state, record)
-    if len(record) > 1:  # there is nothing to say of step 0 without a validation
+    if len(record) > 1:  # without a validation there is nothing to record of step 0
         run.metrics.write(record)
     if run.sampler and state.step and (last or _due(state.step, options.sample_every)):
         run.sampler.show(state.step)
@@ -156,7 +160,7 @@ def _validate(model, loader, batches, stop):
     return loss
 
 
-def prepare_kernels_and_say():
+def _prepare_kernels():
     start = time.perf_counter()
     prepare_kernels()
     print(f"kernels ready after {time.perf_counter() - start:.1f} s", flush=True)
