@@ -48,9 +48,9 @@ def activation_layout(config, B, T):
 
 
 def workspace_layout(config, B, T):
-    """What passes overwrite: "dhidden", the gradient of a layer's hidden activations, and "shared".
+    """Memory that every pass overwrites: "dhidden", the gradient of a layer's hidden activations, and "shared".
 
-    "shared" is cut up by `scratch_layout`, or by `logits_layout`: neither is needed while the other is.
+    "shared" holds the tensors of either `scratch_layout` or `logits_layout`, which are never needed at the same time.
     """
     shared = max(logits_layout(config, B * T).size, scratch_layout(config, B, T).size)
     return Layout({"dhidden": (B * T, config.C), "shared": (shared,)})
@@ -62,7 +62,7 @@ def activations_size(config, B, T):
 
 
 def scratch_layout(config, B, T):
-    """What each layer reuses, and "dresidual", the gradient that runs down through all of them."""
+    """Tensors that every layer reuses, and "dresidual", the gradient of the residual stream."""
     C, N = config.C, B * T
     return Layout(
         {
@@ -78,7 +78,7 @@ def scratch_layout(config, B, T):
 
 
 def logits_layout(config, N):
-    """The logits that exist at a time, of N rows in all."""
+    """The chunk of logits that exists at a time, out of N rows."""
     return Layout({"logits": (min(N, CLASSIFIER_ROWS), config.Vp)})
 
 
@@ -87,8 +87,8 @@ class GPT2:
 
     Attributes: `config`; `params_flat` and `grads_flat`, the flat arrays; `params` and `grads`, dicts of name -> shaped
     view of them (see `layout.parameter_layout`); `acts`, the same for the activations that the last forward pass kept
-    for a backward pass, empty before the first; `scratch`, for what passes overwrite. Gradients are allocated when they
-    are first used: a model that only evaluates has none, which `has_gradients` tells.
+    for a backward pass, empty before the first; `scratch`, for tensors that every pass overwrites. Gradients are
+    allocated when first used: `has_gradients` is False for a model that only evaluates.
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
@@ -187,7 +187,7 @@ class GPT2:
 
     def _forward_backward(self, tokens, targets, beta):
         tokens, targets = self._begin(tokens, targets)
-        _ = self.grads  # for which there may be no memory: nothing has changed yet
+        _ = self.grads  # allocated before anything changes: there may be no memory for them
         self._forward_trunk(tokens)
         loss = self._classify(targets, beta)
         self._backward_trunk(tokens, beta)
@@ -234,7 +234,7 @@ class GPT2:
         return np.array(tokens, dtype=np.int32, order="C")
 
     def _reserve(self, B, T):
-        """Makes room for the activations of a (B,T) batch: the array in hand serves if it is large enough."""
+        """Prepares the activations for a (B,T) batch, in the array there is if that is large enough."""
         if self._shape == (B, T):
             return
         size = activations_size(self.config, B, T)

@@ -71,7 +71,7 @@ def learning_rate(step, schedule, peak, warmup_steps, max_steps, final_fraction)
 
 
 def constant(step, warmup_steps, max_steps):
-    """Stays at the peak."""
+    """The peak throughout."""
     return 1.0
 
 

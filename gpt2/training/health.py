@@ -59,9 +59,9 @@ def _place(position, shape):
 class OutlierDetector:
     """The z-scores of a series of numbers over a moving window, as outlier_detector.h of llm.c defines them.
 
-    A value is part of the window that it is compared with, so that no score is above sqrt(window - 1), 11.3 for the
-    window of llm.c, 128. Mean and deviation are computed anew from the window each time, not from running sums as
-    there: nothing drifts, and the window is all that has to be saved.
+    A value is part of the window it is compared with, so no score exceeds sqrt(window - 1), 11.3 for llm.c's window of
+    128. Mean and deviation are recomputed from the window each time, not from running sums as in llm.c: nothing drifts,
+    and only the window needs to be saved.
     """
 
     def __init__(self, window=128):

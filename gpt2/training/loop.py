@@ -23,7 +23,7 @@ from gpt2.training.step import train_step
 
 @dataclasses.dataclass
 class TrainResult:
-    """What came of a run. The losses are dicts of step -> loss, of the steps that this call took.
+    """The outcome of a run. The losses are dicts of step -> loss, for the steps that this call took.
 
     state: the TrainState at the end. signal: number of the signal that ended the run early, or None.
     """
@@ -111,7 +111,7 @@ def _take_steps(run, on_step):
 
 
 def _after_step(run, stop, on_step, result):
-    """Validates and samples if due, and records the step. A signal leaves a validation to the resumed run."""
+    """Validates and samples if due, and records the step. A validation that a signal stops is left to the resumed run."""
     options, state, record = run.options, run.state, run.state.record
     last = state.step == options.max_steps
     if run.val_loader and (last or state.step == 0 or _due(state.step, options.val_every)):
@@ -130,7 +130,7 @@ def _after_step(run, stop, on_step, result):
 
 @contextlib.contextmanager
 def _saved_if_it_fails(run):
-    """Whatever goes wrong inside, the step that was trained is saved first."""
+    """If anything inside fails, saves the step that was trained before the error is raised."""
     try:
         yield
     except BaseException:

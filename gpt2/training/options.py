@@ -9,7 +9,7 @@ from gpt2.errors import UserError, safe_repr
 from gpt2.machine import available_threads
 from gpt2.optimizer import SCHEDULES
 
-# What a resumed run may do with an option: nothing, as it would be another run; anything; name other files of the same
+# How a resumed run may change an option: not at all, as it would be another run; freely; to other files of the same
 # contents. An option of the process is not part of the run.
 FIXED, FREE, CONTENTS, PROCESS = "fixed", "free", "contents", "process"
 
@@ -64,8 +64,7 @@ def _option(group, default, kind, help_text, metavar=None, short=None, on_resume
     return dataclasses.field(default=default, metadata=details)
 
 
-# What options leave open by default, since it depends on whether the weights were trained before. For trained ones:
-# llm.c's. For random ones: of the rates tried from 3e-4 to 2e-3, the higher ones sent the validation loss up on the way
+# Defaults that depend on whether the weights were trained before. For trained ones: llm.c's. For random ones: of the rates tried from 3e-4 to 2e-3, the higher ones sent the validation loss up on the way
 # through 40 steps of the default batch; unclipped, the norm of a gradient could be above 300.
 FINE_TUNING = {"learning_rate": 1e-4, "warmup_steps": 0, "grad_clip": 0.0}
 FROM_SCRATCH = {"learning_rate": 3e-4, "warmup_steps": 10, "grad_clip": 1.0}
@@ -80,7 +79,7 @@ def _recipe_default(name):
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """What a run is asked to do. Raises UserError for a value that an option does not take.
+    """The options of a run. Raises UserError for a value out of range.
 
     None leaves the choice to the run, which keeps what it chose in a `Resolved`. `python train_gpt2.py --help`
     describes all options.
@@ -213,7 +212,7 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """What a run settled on where its options leave a choice: files of tokens, and the three of FINE_TUNING."""
+    """The choices a run made where its options leave one: token files, and the three of FINE_TUNING."""
 
     train_data: tuple[str, ...]
     val_data: tuple[str, ...] | None  # None: the run never validated

@@ -1,4 +1,4 @@
-"""What a run prints about itself."""
+"""The lines that a run prints about itself."""
 
 import datetime
 import resource

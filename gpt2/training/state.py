@@ -1,4 +1,4 @@
-"""What the next steps of a run depend on besides its options, and so what a checkpoint holds."""
+"""The state of a run between two steps: with the options, all that later steps depend on, and so what is saved."""
 
 import dataclasses
 import math
