@@ -111,7 +111,7 @@ def _take_steps(run, on_step):
 
 
 def _after_step(run, stop, on_step, result):
-    """Validates and samples if due, and records the step. A validation that a signal stops is left to the resumed run."""
+    """Validates and samples if due, and records the step; leaves that to the resumed run if a signal stops it."""
     options, state, record = run.options, run.state, run.state.record
     last = state.step == options.max_steps
     if run.val_loader and (last or state.step == 0 or _due(state.step, options.val_every)):

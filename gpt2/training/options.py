@@ -64,8 +64,9 @@ def _option(group, default, kind, help_text, metavar=None, short=None, on_resume
     return dataclasses.field(default=default, metadata=details)
 
 
-# Defaults that depend on whether the weights were trained before. For trained ones: llm.c's. For random ones: of the rates tried from 3e-4 to 2e-3, the higher ones sent the validation loss up on the way
-# through 40 steps of the default batch; unclipped, the norm of a gradient could be above 300.
+# Defaults that depend on whether the weights were trained before. For trained ones: llm.c's. For random ones: of the
+# rates tried from 3e-4 to 2e-3, the higher ones sent the validation loss up on the way through 40 steps of the default
+# batch; unclipped, the norm of a gradient could be above 300.
 FINE_TUNING = {"learning_rate": 1e-4, "warmup_steps": 0, "grad_clip": 0.0}
 FROM_SCRATCH = {"learning_rate": 3e-4, "warmup_steps": 10, "grad_clip": 1.0}
 
