@@ -21,7 +21,7 @@ from gpt2.training import loop, setup, state
 from gpt2.training.health import OutlierDetector
 from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, TrainOptions
 from tests import reference
-from tests.numeric import randomise, relative_error
+from tests.support.numeric import randomise, relative_error
 from tests.support.runs import model_bytes, records, train_losses
 from tests.support.vocabulary import BYTES
 

@@ -7,7 +7,7 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.data import tokenizer
 from gpt2.errors import UserError
 from gpt2.training.samples import Sampler
-from tests.numeric import randomise
+from tests.support.numeric import randomise
 from tests.support.vocabulary import BYTES
 
 CONFIG = GPT2Config(maxT=24, V=258, L=1, NH=2, C=64)
