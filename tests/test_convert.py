@@ -16,8 +16,8 @@ from gpt2.formats import files
 from gpt2.formats.huggingface import load_folder
 from gpt2.formats.llmc import load_model, save_model
 from gpt2.formats.pretrained import load_weights
-from tests.numeric import random_batch, randomise
 from tests.support.foreign import require
+from tests.support.numeric import random_batch, randomise
 from tests.support.vocabulary import byte_vocabulary, pin_byte_vocabulary, write_vocabulary
 
 CONFIG = GPT2Config(maxT=12, V=50, L=2, NH=2, C=8)

@@ -33,8 +33,8 @@ from gpt2.model import GPT2
 from gpt2.training import loop
 from gpt2.training.signals import StopSignals
 from tests import reference
-from tests.numeric import assert_close, randomise
 from tests.support.examples import random_examples, write_examples
+from tests.support.numeric import assert_close, randomise
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)

@@ -16,7 +16,7 @@ from gpt2.generate import main
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
 from gpt2.inference.warmup import prepare_kernels
-from tests.numeric import randomise
+from tests.support.numeric import randomise
 from tests.support.vocabulary import pin_byte_vocabulary, write_vocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -10,7 +10,14 @@ from gpt2.errors import UserError
 from gpt2.layout import parameter_layout
 from gpt2.model import GPT2, activation_layout
 from tests import reference
-from tests.numeric import assert_close, assert_gradient, both_precisions, random_batch, randomise, relative_error
+from tests.support.numeric import (
+    assert_close,
+    assert_gradient,
+    both_precisions,
+    random_batch,
+    randomise,
+    relative_error,
+)
 
 NAMES = list(parameter_layout(GPT2Config()).shapes)
 TINY = GPT2Config(maxT=7, V=11, L=2, NH=2, C=10)

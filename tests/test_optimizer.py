@@ -8,7 +8,7 @@ from gpt2.config import GPT2Config
 from gpt2.model import GPT2
 from gpt2.optimizer import SCHEDULES, AdamW, clip_scale, gradient_norm, learning_rate
 from tests import reference
-from tests.numeric import assert_close, random_batch, randomise
+from tests.support.numeric import assert_close, random_batch, randomise
 
 CONFIG = GPT2Config(maxT=9, V=31, L=2, NH=2, C=10)
 

@@ -12,7 +12,7 @@ from gpt2.kernels.engine.peak import add_scaled, products_in_cache
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW
 from gpt2.training import profiler as profile
-from tests.numeric import assert_close, random_batch
+from tests.support.numeric import assert_close, random_batch
 
 CONFIG = GPT2Config(maxT=16, V=60, L=3, NH=2, C=32)
 compiled_only = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="kernels are told by how they are compiled")

@@ -8,7 +8,7 @@ import pytest
 from gpt2.config import GPT2Config
 from gpt2.layout import parameter_layout
 from tests import reference
-from tests.numeric import assert_close, assert_gradient
+from tests.support.numeric import assert_close, assert_gradient
 
 CONFIG = GPT2Config(maxT=6, V=11, L=2, NH=2, C=6)
 LAYERS = {

@@ -14,7 +14,6 @@ from gpt2.optimizer import AdamW
 from gpt2.training.loop import train
 from gpt2.training.options import TrainOptions
 from tests import reference
-from tests.numeric import assert_close, random_batch, randomise
 from tests.support.foreign import (
     foreign_forward,
     foreign_model,
@@ -22,6 +21,7 @@ from tests.support.foreign import (
     gradient_differences,
     require,
 )
+from tests.support.numeric import assert_close, random_batch, randomise
 
 pytestmark = pytest.mark.crosscheck
 

@@ -8,7 +8,7 @@ import pytest
 from gpt2 import verify
 from gpt2.layout import parameter_layout
 from gpt2.model import GPT2
-from tests.formats.test_llmc_state import CONFIG, random_state, written
+from tests.support.states import CONFIG, random_state, written
 
 
 def run(monkeypatch, capsys, model, reference):

@@ -14,7 +14,7 @@ from gpt2.data import dataset, download
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
 from gpt2.formats import files
-from tests.http_server import serve
+from tests.support.http_server import serve
 from tests.support.vocabulary import pin_byte_vocabulary, write_vocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

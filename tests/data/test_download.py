@@ -15,7 +15,7 @@ import pytest
 from gpt2.data import download
 from gpt2.data.download import Pin, UnavailableError
 from gpt2.errors import UserError
-from tests.http_server import serve
+from tests.support.http_server import serve
 
 CONTENT = bytes(range(256)) * 1000
 needs_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this Python has no pip")

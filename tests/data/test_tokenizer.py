@@ -9,7 +9,7 @@ import pytest
 from gpt2.data import download, tokenizer
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
-from tests.http_server import serve
+from tests.support.http_server import serve
 from tests.support.vocabulary import byte_vocabulary, pin_byte_vocabulary, write_vocabulary
 
 

@@ -9,8 +9,8 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
 from gpt2.inference.sampling import Sampling, generate, probability
-from tests.numeric import randomise
 from tests.support.foreign import foreign_model, require
+from tests.support.numeric import randomise
 
 CONFIG = GPT2Config(maxT=32, V=30, L=2, NH=2, C=8)
 

@@ -12,7 +12,7 @@ from gpt2.inference.decoder import Decoder
 from gpt2.kernels import decode
 from gpt2.kernels.matmul import matmul_forward, matmul_gelu_forward, matmul_nt, matmul_residual_forward
 from gpt2.machine import set_threads
-from tests.numeric import assert_close, randomise, tiny
+from tests.support.numeric import assert_close, randomise, tiny
 
 TINY = {"maxT": 12, "V": 13, "L": 2, "NH": 2, "C": 10}
 # Head sizes that are no multiple of a vector (TINY: 5, ODD: 21); ODD has more than one block of 64 queries.

@@ -10,7 +10,7 @@ from gpt2.data.tokenizer import EOT
 from gpt2.inference.context import Context
 from gpt2.inference.interactive import HELP, SLID, Conversation
 from gpt2.inference.sampling import Sampling, Token
-from tests.numeric import randomise
+from tests.support.numeric import randomise
 from tests.support.vocabulary import BYTES
 
 CONFIG = GPT2Config(maxT=64, V=256, L=1, NH=2, C=8)

@@ -8,8 +8,8 @@ from gpt2.errors import UserError
 from gpt2.inference.context import Context
 from gpt2.inference.sampling import Sampling, draw, generate, penalise, probability, random_streams
 from gpt2.model import GPT2
-from tests.numeric import randomise
 from tests.support.foreign import foreign_model, require
+from tests.support.numeric import randomise
 
 # Logits of the probabilities 1/2, 1/4, 1/8 and twice 1/16, unordered.
 LOGITS = np.log(np.array([1 / 16, 1 / 4, 1 / 2, 1 / 16, 1 / 8])).astype(np.float32)

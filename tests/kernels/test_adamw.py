@@ -3,7 +3,7 @@ import pytest
 
 from gpt2.kernels.adamw import adamw_update, sum_of_squares
 from tests import reference
-from tests.numeric import assert_close, both_precisions, tiny
+from tests.support.numeric import assert_close, both_precisions, tiny
 
 # The second size gives several tasks, the last one partial.
 SIZES = pytest.mark.parametrize("n", [tiny(10), tiny(1), 2 * 65536 + 7])

@@ -3,7 +3,7 @@ import pytest
 
 from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
 from tests import reference
-from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
+from tests.support.numeric import assert_close, assert_gradient, both_precisions, tiny
 
 # Around the kernels' block of 64 query rows.
 SIZES = pytest.mark.parametrize(

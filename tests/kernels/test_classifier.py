@@ -3,7 +3,7 @@ import pytest
 
 from gpt2.kernels.classifier import classifier_backward, classifier_forward
 from tests import reference
-from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
+from tests.support.numeric import assert_close, assert_gradient, both_precisions, tiny
 
 SIZES = pytest.mark.parametrize(("N", "V", "Vp"), [tiny(3, 7, 16), tiny(1, 1, 4), tiny(2, 8, 8), (300, 131, 256)])
 

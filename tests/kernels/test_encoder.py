@@ -3,7 +3,7 @@ import pytest
 
 from gpt2.kernels.encoder import encoder_backward, encoder_forward
 from tests import reference
-from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
+from tests.support.numeric import assert_close, assert_gradient, both_precisions, tiny
 
 VP, MAX_T = 12, 7
 SIZES = pytest.mark.parametrize(("B", "T", "C"), [tiny(2, 3, 10), tiny(1, 1, 66), (3, 7, 51), (2, 5, 130)])

@@ -3,7 +3,7 @@ import pytest
 
 from gpt2.kernels.gelu import gelu_backward, gelu_forward
 from tests import reference
-from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
+from tests.support.numeric import assert_close, assert_gradient, both_precisions, tiny
 
 SIZES = pytest.mark.parametrize(("N", "C"), [tiny(3, 10), tiny(1, 1), (300, 51), (5, 130)])
 

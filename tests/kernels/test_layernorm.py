@@ -3,7 +3,7 @@ import pytest
 
 from gpt2.kernels.layernorm import layernorm_backward, layernorm_forward
 from tests import reference
-from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
+from tests.support.numeric import assert_close, assert_gradient, both_precisions, tiny
 
 SIZES = pytest.mark.parametrize(("N", "C"), [tiny(3, 10), tiny(1, 66), (5, 51), (259, 130)])
 

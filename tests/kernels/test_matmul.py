@@ -13,7 +13,7 @@ from gpt2.kernels.matmul import (
     matmul_tn,
 )
 from tests import reference
-from tests.numeric import assert_close, assert_gradient, both_precisions, tiny
+from tests.support.numeric import assert_close, assert_gradient, both_precisions, tiny
 
 # Beyond one task: over 256 rows or 192 columns, and for weight gradients over 384 in OC or 768 in C.
 SIZES = pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from gpt2 import machine
 from gpt2.config import GPT2Config
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW, gradient_norm
-from tests.numeric import random_batch, randomise
+from tests.support.numeric import random_batch, randomise
 
 # Odd sizes that give most kernels several tasks.
 CONFIG = GPT2Config(maxT=101, V=300, L=2, NH=5, C=130)

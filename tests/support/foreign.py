@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt2.formats.huggingface import FOREIGN_NAMES, FOREIGN_SIZES, TRANSPOSED
-from tests.numeric import relative_error
+from tests.support.numeric import relative_error
 
 
 def require(name):

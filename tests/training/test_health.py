@@ -11,7 +11,7 @@ from gpt2.errors import UserError
 from gpt2.model import GPT2
 from gpt2.training import health
 from gpt2.training.health import OutlierDetector, first_nonfinite, first_nonfinite_gradient
-from tests.numeric import random_batch, randomise
+from tests.support.numeric import random_batch, randomise
 
 CONFIG = GPT2Config(maxT=7, V=11, L=3, NH=2, C=8)
 B, T = 2, 5

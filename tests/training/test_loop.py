@@ -142,18 +142,6 @@ def test_corrupt_weights_are_not_taken_for_unavailable_ones(folder):
         train("--init", "gpt2")
 
 
-def test_default_data_are_tiny_shakespeare_or_else_the_plays(folder, capsys):
-    pathlib.Path("data").mkdir()
-    arguments = "--init tiny.bin -b 2 -t 8 -x 1".split()
-    with pytest.raises(UserError, match=r"tiny_shakespeare_train.bin: no such file.*prepro_tinyshakespeare.py"):
-        train_gpt2.main(arguments)
-    for name in ("shakespeare", "tiny_shakespeare"):
-        shutil.copy("train.bin", f"data/{name}_train.bin")
-        shutil.copy("val.bin", f"data/{name}_val.bin")
-        train_gpt2.main(arguments)
-        assert ("not comparable" in capsys.readouterr().out) == (name == "shakespeare")
-
-
 def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
     pathlib.Path("empty.bin").touch()
     pathlib.Path("file").write_text("not a folder")

@@ -1,5 +1,6 @@
-"""The lock of an output folder, between processes."""
+"""A run's folder: its lock, between processes, and how an earlier run in it is set aside."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -11,7 +12,7 @@ import sys
 import pytest
 
 from gpt2.errors import UserError
-from gpt2.training.run_folder import locked
+from gpt2.training.run_folder import LOCK, locked, locked_folder, set_aside_earlier_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Without the package's model, whose import takes most of a test.
@@ -154,3 +155,61 @@ def test_a_folder_that_cannot_be_locked(tmp_path):
     (tmp_path / ".lock").mkdir()
     with pytest.raises(UserError, match=r"\.lock: Is a directory"), locked(tmp_path):
         pytest.fail("locked")
+
+
+def set_aside(path):
+    """Locks a folder as a run does and sets aside what is in it; returns the names beside it while it is locked."""
+    with contextlib.ExitStack() as stack:
+        folder = locked_folder(path, stack)
+        set_aside_earlier_run(folder, stack)
+        with pytest.raises(UserError, match="is at work there"), locked(folder):
+            pytest.fail("the new folder is not locked")
+        return sorted(os.listdir(folder.resolve().parent))
+
+
+@pytest.mark.parametrize("name", ["model_00000004.bin", "state_00000004.bin"])
+def test_an_earlier_run_is_renamed_with_all_its_files(tmp_path, capsys, name):
+    out = tmp_path / "out"
+    for number, beside in enumerate((["out", "out-1"], ["out", "out-1", "out-2"]), start=1):
+        out.mkdir(exist_ok=True)
+        (out / name).write_text(f"run {number}")
+        (out / "metrics.jsonl").touch()
+        assert set_aside(out) == beside
+        assert os.listdir(out) == [LOCK]
+        assert (tmp_path / f"out-{number}" / name).read_text() == f"run {number}"
+        assert (tmp_path / f"out-{number}" / "metrics.jsonl").exists()
+        assert capsys.readouterr().out == f"{out} held an earlier run, which is now in out-{number}\n"
+
+
+def test_a_folder_without_checkpoints_stays_where_it_is(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    for name in ("metrics.jsonl", "model_4.bin", "notes.txt"):
+        (tmp_path / "out" / name).touch()
+    assert set_aside(tmp_path / "out") == ["out"]
+    assert len(os.listdir(tmp_path / "out")) == 4 and capsys.readouterr().out == ""
+
+
+def test_a_name_that_is_taken_is_passed_over_even_by_a_broken_link(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model_00000004.bin").touch()
+    (tmp_path / "out-1").symlink_to("nowhere")
+    (tmp_path / "out-2").touch()
+    assert set_aside(tmp_path / "out") == ["out", "out-1", "out-2", "out-3"]
+    assert (tmp_path / "out-3" / "model_00000004.bin").exists()
+
+
+def test_a_folder_behind_a_link_is_renamed_where_it_is(tmp_path):
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "disk" / "real" / "model_00000004.bin").touch()
+    (tmp_path / "link").symlink_to("disk/real")
+    assert set_aside(tmp_path / "link") == ["real", "real-1"]
+    assert (tmp_path / "link").is_symlink() and os.listdir(tmp_path / "link") == [LOCK]
+
+
+def test_an_earlier_run_that_cannot_be_renamed_stops_the_new_one(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model_00000004.bin").touch()
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds an earlier run and cannot be renamed \(it is the working folder\); .*"):
+        set_aside(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["out"] and (tmp_path / "out" / "model_00000004.bin").exists()

@@ -5,7 +5,7 @@ import pytest
 from gpt2.kernels.engine import threads
 from gpt2.kernels.engine.gemm import gemm
 from gpt2.kernels.matmul import matmul_forward, matmul_nn, matmul_tn
-from tests.numeric import assert_close, both_precisions
+from tests.support.numeric import assert_close, both_precisions
 
 compiled_only = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="tests the compiled product")
 

@@ -1,0 +1,138 @@
+"""What happens between two steps: validation, the caller's on_step, the record, a sample; whatever of it fails."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+
+from gpt2 import GPT2, GPT2Config
+from gpt2.formats.llmc import write_tokens
+from gpt2.formats.run import steps
+from gpt2.machine import available_threads, set_threads
+from gpt2.training import checkpoint
+from gpt2.training.loop import resume, train
+from gpt2.training.metrics import Metrics
+from gpt2.training.options import TrainOptions
+from gpt2.training.report import StepLines
+from gpt2.training.samples import Sampler
+from tests.support.runs import contents, records, samples, val_losses
+
+CONFIG = GPT2Config(maxT=16, V=50, L=1, NH=2, C=12)
+LAST = 10
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    GPT2(CONFIG, seed=1).save("tiny.bin")
+    rng = np.random.default_rng(0)
+    for name in ("train", "val"):
+        write_tokens(f"{name}.bin", rng.integers(0, CONFIG.V, 150))
+    yield
+    set_threads(available_threads())
+
+
+def options(**changes):
+    settings = {"init": "tiny.bin", "train_data": "train.bin", "val_data": "val.bin", "batch_size": 2, "seq_len": 8}
+    settings |= {"max_steps": LAST, "val_every": 5, "sample_every": 5, "sample_tokens": 6, "learning_rate": 1e-2}
+    return TrainOptions(**settings | {"threads": 1, "checkpoint_every": 0, "keep": 9} | changes)
+
+
+def note(state, record):
+    """An on_step that adds to the record."""
+    record["mean weight"] = float(state.model.params["wte"].mean())
+
+
+def printed(function, *arguments, **named):
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        function(*arguments, **named)
+    return output.getvalue()
+
+
+def fail_at(step, error):
+    """Returns a function to wrap another one in: it raises `error` once, when a run has taken that many steps."""
+    raised = []
+
+    def wrap(function, step_of):
+        def wrapper(*arguments):
+            if step_of(*arguments) == step and not raised:
+                raised.append(step)
+                raise error
+            return function(*arguments)
+
+        return wrapper
+
+    return wrap
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("step", [5, LAST])
+@pytest.mark.parametrize("checkpoint_every", [0, 5], ids=["saved because it fails", "saved before"])
+@pytest.mark.parametrize("what", ["validation", "on_step", "record", "sample"])
+def test_a_step_after_which_something_fails_is_saved_and_made_up_for(monkeypatch, what, checkpoint_every, step, error):
+    undisturbed = printed(train, options(out_dir="whole"), on_step=note)
+    wrap, on_step = fail_at(step, error), note
+    if what == "validation":
+        taken = [0]
+        monkeypatch.setattr(StepLines, "show", lambda self, record: taken.append(record["step"]))
+        monkeypatch.setattr(GPT2, "forward", wrap(GPT2.forward, lambda *_: taken[-1]))
+    elif what == "on_step":
+        on_step = wrap(note, lambda state, record: state.step)
+    elif what == "record":
+        monkeypatch.setattr(Metrics, "write", wrap(Metrics.write, lambda self, record: record["step"]))
+    else:
+        monkeypatch.setattr(Sampler, "show", wrap(Sampler.show, lambda self, step: step))
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(type(error)):
+        train(options(checkpoint_every=checkpoint_every), on_step=on_step)
+    assert checkpoint.find("out", report=pytest.fail).step == step
+    assert [record["step"] for record in records()][-1] == (step if what == "sample" else step - 1)
+    both = output.getvalue() + printed(resume, "out", on_step=on_step)
+    assert contents("out", LAST) == contents("whole", LAST)
+    assert records("out")[step].keys() >= {"val_loss", "mean weight"}
+    if what != "sample":  # its step is complete: a sample is for whoever watches
+        assert samples(both) == samples(undisturbed) and len(samples(both)) == 2
+
+
+def test_on_step_gets_the_state_and_the_record_after_validation_and_before_it_is_written():
+    seen = []
+
+    def on_step(state, record):
+        assert record is state.record and record["step"] == state.step
+        seen.append((record["step"], record["train_loss"], record.get("val_loss"), len(records())))
+        record["extra"] = 10 * state.step
+
+    result = train(options(), on_step=on_step)
+    assert [step for step, *_ in seen] == list(range(1, LAST + 1))
+    assert {step: loss for step, loss, *_ in seen} == result.train_losses
+    assert {step: loss for step, _, loss, _ in seen if loss} | {0: result.val_losses[0]} == result.val_losses
+    assert [written for *_, written in seen] == list(range(1, LAST + 1))  # step 0 and those before
+    assert [record.get("extra") for record in records()] == [None] + [10 * step for step in range(1, LAST + 1)]
+
+
+def test_on_step_changes_nothing_by_being_there():
+    train(options(out_dir="without"))
+    train(options(out_dir="with"), on_step=lambda state, record: None)
+    assert contents("with", LAST) == contents("without", LAST)
+
+
+def test_what_on_step_adds_is_in_the_checkpoint_that_its_failure_left():
+    def on_step(state, record):
+        record["extra"] = state.step
+        if state.step == 3:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(options(), on_step=on_step)
+    assert steps("out") == [3]
+    resume("out")
+    assert [record["step"] for record in records()] == list(range(LAST + 1))
+    assert records()[3]["extra"] == 3 and "extra" not in records()[4]
+
+
+def test_no_step_at_all_still_validates(capsys):
+    result = train(options(max_steps=0))
+    assert result.train_losses == {} and list(result.val_losses) == [0]
+    assert len(val_losses(capsys.readouterr().out)) == 1 and len(records()) == 1
+    assert steps("out") == [0]

@@ -1,0 +1,118 @@
+"""How a run starts: which data it takes if none is named, which weights, and what it checks first."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+
+from gpt2 import GPT2, GPT2Config, machine
+from gpt2.errors import UserError
+from gpt2.formats.llmc import write_tokens
+from gpt2.optimizer import AdamW
+from gpt2.training import setup
+from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, TrainOptions
+
+CONFIG = GPT2Config(maxT=16, V=50, L=1, NH=2, C=12)
+OPTIONS = TrainOptions(init="tiny.bin", train_data="train.bin", val_data="val.bin", batch_size=2, seq_len=8)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A working folder with a tiny model, a training file of 100 tokens and a validation file of 50."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPT2_DATA_DIR", "data")
+    monkeypatch.setitem(setup.PRESETS, "gpt2", CONFIG)
+    GPT2(CONFIG, seed=1).save("tiny.bin")
+    for folder in ("data", "out"):
+        pathlib.Path(folder).mkdir()
+    for name, count in (("train", 100), ("val", 50)):
+        write_tokens(f"{name}.bin", np.arange(count) % 50)
+
+
+def start(**changes):
+    return setup.start_run(dataclasses.replace(OPTIONS, **changes), pathlib.Path("out"), AdamW)
+
+
+def write_data(name, count):
+    for split in ("train", "val"):
+        write_tokens(f"data/{name}_{split}.bin", np.arange(count) % 50)
+
+
+def test_default_data_are_tiny_shakespeare_or_else_the_plays(capsys):
+    with pytest.raises(UserError, match=r"^data/tiny_shakespeare_val\.bin: no such file; .* or .*--val-data$"):
+        setup.default_data("val")
+    write_data("shakespeare", 200)
+    run = start(train_data=None, val_data=None)
+    assert run.state.loader.num_tokens == run.val_loader.num_tokens == 200
+    assert run.state.resolved.train_data == ("data/shakespeare_train.bin",)
+    assert capsys.readouterr().out.count("losses are not comparable") == 2
+    write_data("tiny_shakespeare", 300)
+    run = start(train_data=None, val_data=None)
+    assert run.state.loader.num_tokens == run.val_loader.num_tokens == 300
+    assert run.state.resolved.val_data == ("data/tiny_shakespeare_val.bin",)
+    assert "not comparable" not in capsys.readouterr().out
+
+
+def test_data_that_are_named_are_taken():
+    write_data("tiny_shakespeare", 300)
+    run = start()
+    assert (run.state.loader.num_tokens, run.val_loader.num_tokens) == (100, 50)
+    assert (run.state.resolved.train_data, run.state.resolved.val_data) == (("train.bin",), ("val.bin",))
+
+
+def test_a_run_that_never_validates_needs_no_data_for_it():
+    run = start(val_data=None, val_every=0)
+    assert run.val_loader is None and run.state.resolved.val_data is None
+
+
+def test_the_model_is_the_one_named_and_the_recipe_its_own():
+    trained, scratch = start().state, start(init="scratch", seed=3).state
+    assert np.array_equal(trained.model.params_flat, GPT2.load("tiny.bin").params_flat)
+    assert np.array_equal(scratch.model.params_flat, GPT2(CONFIG, seed=3).params_flat)
+    for state, recipe in ((trained, FINE_TUNING), (scratch, FROM_SCRATCH)):
+        assert {name: getattr(state.resolved, name) for name in recipe} == recipe
+        assert state.step == state.optimizer.steps == 0 and state.loader.position == (0, 0)
+    given = {"learning_rate": 0.0, "warmup_steps": 3, "grad_clip": 2.5}
+    assert dataclasses.asdict(start(**given).state.resolved).items() >= given.items()
+
+
+def test_the_optimizer_may_be_a_subclass():
+    class Lion(AdamW):
+        pass
+
+    options = dataclasses.replace(OPTIONS, beta1=0.1, beta2=0.2, eps=0.3, weight_decay=0.4)
+    optimizer = setup.start_run(options, pathlib.Path("out"), Lion).state.optimizer
+    assert type(optimizer) is Lion
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay) == (0.1, 0.2, 0.3, 0.4)
+
+
+def test_memory_is_checked_before_data_are_read_and_includes_what_samples_take(monkeypatch, capsys):
+    start()
+    needed = capsys.readouterr().out
+    start(sample_every=0)
+    assert "for samples" in needed and "for samples" not in capsys.readouterr().out
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
+    with pytest.raises(UserError, match="not enough memory"):
+        start(train_data="missing.bin")
+
+
+@pytest.mark.parametrize(
+    ("changes", "checkpoints"),
+    [
+        ({"max_steps": 0}, 1),
+        ({"checkpoint_every": 0}, 1),
+        ({"max_steps": 10, "checkpoint_every": 10}, 1),
+        ({"max_steps": 11, "checkpoint_every": 10}, 2),
+        ({"max_steps": 1000, "checkpoint_every": 10}, 3),  # the two that stay, and the one being written
+        ({"max_steps": 1000, "checkpoint_every": 10, "keep": 1}, 2),
+    ],
+)
+def test_disk_is_asked_for_as_many_checkpoints_as_there_are_at_once(capsys, changes, checkpoints):
+    start(**changes)
+    assert f"[disk] {checkpoints} checkpoint" in capsys.readouterr().out
+
+
+def test_a_sequence_longer_than_the_models_positions_is_refused():
+    with pytest.raises(UserError, match=r"^--seq-len 17: the model's positions end at 16$"):
+        start(seq_len=17)
