@@ -77,7 +77,8 @@ def constant(step, warmup_steps, max_steps):
 
 def cosine(step, warmup_steps, max_steps):
     """Half a cosine over all steps after the warm-up (Loshchilov and Hutter, SGDR, 2017)."""
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (max_steps - warmup_steps)))
+    progress = (step - warmup_steps) / (max_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def linear(step, warmup_steps, max_steps):

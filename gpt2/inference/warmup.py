@@ -37,7 +37,7 @@ def compile_in_child():
     or it dies, says so and returns.
     """
     # In a process group of its own the child gets no Ctrl-C; the parent kills it.
-    command = [sys.executable, "-c", _CHILD.format(sys.path)]
+    command = [sys.executable, "-c", _CHILD.format([str(path) for path in sys.path])]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "process_group": 0}
     bar = tqdm(desc="compiling the kernels", unit=" functions", leave=False, disable=None, delay=0.5)
     try:

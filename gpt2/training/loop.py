@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import shlex
+import sys
 import time
 
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from gpt2.inference.warmup import prepare_kernels
 from gpt2.machine import set_threads
 from gpt2.optimizer import AdamW
 from gpt2.training import checkpoint, report
+from gpt2.training.options import TrainOptions
 from gpt2.training.resume import resumed_options
 from gpt2.training.run_folder import locked_folder, set_aside_earlier_run
 from gpt2.training.setup import resume_run, start_run
@@ -56,10 +58,11 @@ def train(options, *, optimizer=AdamW, on_step=None):
 def resume(folder, changes=(), anyway=False, *, optimizer=AdamW, on_step=None):
     """Continues the run in a folder from its newest whole checkpoint, as `train` would have; returns a TrainResult.
 
-    changes: a dict of options that get other values; out_dir moves the run. anyway: accept options or data with which
-    the run could not have come there. Raises UserError.
+    changes: a dict of options that get other values, where not None; out_dir moves the run. anyway: accept options or
+    data with which the run could not have come there. Raises UserError.
     """
-    changes = {"out_dir": str(folder)} | dict(changes)
+    changes = {"out_dir": folder} | {name: value for name, value in dict(changes).items() if value is not None}
+    TrainOptions(**changes)  # refuses bad values before anything is touched
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder; --resume takes the --out-dir of an earlier run")
     with contextlib.ExitStack() as stack:
@@ -87,8 +90,9 @@ def _take_steps(run, on_step):
         print(f"nothing is left to do after step {state.step}: --max-steps makes the run longer")
     lines = report.StepLines(state.step, options.max_steps)
     with StopSignals() as stop:
-        if run.metrics.last_step != state.step:  # the first validation, or what a run did not get to after saving
-            _after_step(run, stop, on_step, result)
+        complete = True
+        if state.record and run.metrics.last_step != state.step:  # step 0, or a step that was saved, but no more
+            complete = _after_step(run, stop, on_step, result)
         while state.step < options.max_steps and not stop.received:
             record = train_step(state, options)
             result.train_losses[state.step] = record["train_loss"]
@@ -97,10 +101,10 @@ def _take_steps(run, on_step):
             if stop.received or state.step == options.max_steps or _due(state.step, options.checkpoint_every):
                 run.save()
             with _saved_if_it_fails(run):
-                _after_step(run, stop, on_step, result)
+                complete = _after_step(run, stop, on_step, result)
         if state.step or options.max_steps == 0:
             run.save()
-    if state.step < options.max_steps:
+    if state.step < options.max_steps or not complete:
         result.signal = stop.received
         if run.saved is not None:
             print(f"resume with: python train_gpt2.py --resume {shlex.quote(str(run.folder))}", flush=True)
@@ -111,13 +115,13 @@ def _take_steps(run, on_step):
 
 
 def _after_step(run, stop, on_step, result):
-    """Validates and samples if due, and records the step; leaves that to the resumed run if a signal stops it."""
-    options, state, record = run.options, run.state, run.state.record
+    """Validates and samples if due, and records the step. Returns False if a signal leaves that to a resumed run."""
+    options, state, record = run.options, run.state, dict(run.state.record)
     last = state.step == options.max_steps
     if run.val_loader and (last or state.step == 0 or _due(state.step, options.val_every)):
         loss = _validate(state.model, run.val_loader, options.val_batches, stop)
         if loss is None:
-            return
+            return False
         record["val_loss"] = result.val_losses[state.step] = loss
         state.note_loss("val_loss", loss)
     if on_step and state.step:
@@ -126,6 +130,7 @@ def _after_step(run, stop, on_step, result):
         run.metrics.write(record)
     if run.sampler and state.step and (last or _due(state.step, options.sample_every)):
         run.sampler.show(state.step)
+    return True
 
 
 @contextlib.contextmanager
@@ -134,7 +139,10 @@ def _saved_if_it_fails(run):
     try:
         yield
     except BaseException:
-        run.save()
+        try:
+            run.save()
+        except UserError as error:
+            print(f"step {run.state.step} could not be saved: {error}", file=sys.stderr, flush=True)
         raise
 
 

@@ -3,7 +3,10 @@
 import argparse
 import dataclasses
 import math
+import os
 import typing
+
+import numpy as np
 
 from gpt2.errors import UserError, safe_repr
 from gpt2.machine import available_threads
@@ -31,9 +34,9 @@ def real(lowest, below=math.inf, above=None, expected=None):
     """Numbers from `lowest`, or only those above `above`, that are less than `below`."""
 
     def contains(value):
-        return type(value) in (int, float) and lowest <= value < below and value != above
+        return type(value) is float and lowest <= value < below and value != above
 
-    return Kind(float, contains, expected or f"a number from {lowest} up")
+    return Kind(float, contains, expected or f"a finite number from {lowest} up")
 
 
 def _is_text(value):
@@ -45,10 +48,10 @@ def _is_text(value):
 
 TEXT = Kind(str, _is_text, "text in UTF-8")
 PATH = Kind(str, lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a path")
-FRACTION = Kind(float, lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1")
+FRACTION = Kind(float, lambda value: type(value) is float and 0 <= value <= 1, "a number from 0 to 1")
 DECAY = real(0, below=1, expected="a number from 0, below 1")
 SWITCH = Kind(bool, lambda value: isinstance(value, bool), "True or False")
-SCHEDULE = Kind(str, lambda value: value in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+SCHEDULE = Kind(str, lambda value: isinstance(value, str) and value in SCHEDULES, "one of ")  # and those there are
 PATHS = Kind(
     str,
     lambda value: isinstance(value, tuple) and value and all(map(PATH.contains, value)),
@@ -189,17 +192,17 @@ class TrainOptions:
     keep: int = _option(_RUN, 2, whole(1), "checkpoints that stay, the newest ones", "N", on_resume=FREE)
     seed: int = _option(_RUN, 1337, whole(0), "of random weights, samples and --shuffle", "N")
     threads: int = _option(
-        _RUN, available_threads, whole(-(2**31)), "the result does not depend on it", "N", on_resume=PROCESS
+        _RUN, available_threads, whole(1), "the result does not depend on it", "N", on_resume=PROCESS
     )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), field.metadata["kind"]
-            if kind is PATHS and isinstance(value, str | list):
-                value = (value,) if isinstance(value, str) else tuple(value)
-                object.__setattr__(self, field.name, value)
+            kind = field.metadata["kind"]
+            value = _normalised(getattr(self, field.name), kind)
+            object.__setattr__(self, field.name, value)
             if not (kind.contains(value) or (value is None and field.default is None)):
-                raise UserError(f"{flag(field.name)} {safe_repr(value)}: expected {kind.expected}")
+                expected = kind.expected + (", ".join(SCHEDULES) if kind is SCHEDULE else "")
+                raise UserError(f"{flag(field.name)} {safe_repr(value)}: expected {expected}")
 
     @classmethod
     def from_saved(cls, saved):
@@ -234,6 +237,24 @@ class Resolved:
         if None in (resolved.train_data, resolved.learning_rate, resolved.warmup_steps, resolved.grad_clip):
             raise UserError("a choice that was never made")
         return resolved
+
+
+def _normalised(value, kind):
+    """Returns the value in the one type that an option has: a path as str, a number as Python's int or float.
+
+    A kernel would be compiled once more for an int in the place of a float.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if kind is PATHS and isinstance(value, list | tuple):
+        return tuple(_normalised(path, PATH) for path in value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if kind is PATHS and isinstance(value, str):
+        return (value,)
+    if kind.convert is float and type(value) is int:
+        return float(value) if abs(value) < 2**1000 else math.inf
+    return value
 
 
 def flag(name):

@@ -6,6 +6,7 @@ import platform
 
 from gpt2.errors import UserError, safe_repr
 from gpt2.kernels.engine.simd import VECTOR_BYTES
+from gpt2.optimizer import SCHEDULES
 from gpt2.training.options import FIXED, Resolved, TrainOptions, flag, on_resume
 
 
@@ -26,11 +27,19 @@ def run_description(options, train_loader, val_loader, found):
 def resumed_options(found, changes, anyway):
     """Returns the TrainOptions and the Resolved of a checkpoint's run, with `changes` applied.
 
-    changes: a dict of options by name. anyway: accept those that make it another run, and say so. Raises UserError
-    for those otherwise, for another model in any case, and for a checkpoint whose options are not this version's.
+    changes: a dict of options by name, none of them None. anyway: accept those that make it another run, and say so.
+    Raises UserError for those otherwise, for another model in any case, for an unknown schedule, and for a checkpoint
+    whose options are not this version's.
     """
+    saved = found.progress.get("options")
+    schedule = saved.get("lr_schedule") if isinstance(saved, dict) else None
+    if isinstance(schedule, str) and schedule not in SCHEDULES:
+        raise UserError(
+            f"{found.folder}: the run's --lr-schedule {safe_repr(schedule)} is not in gpt2.optimizer.SCHEDULES; "
+            "add it there before resuming"
+        )
     try:
-        before, resolved = TrainOptions.from_saved(found.progress["options"]), Resolved.from_saved(found.progress)
+        before, resolved = TrainOptions.from_saved(saved), Resolved.from_saved(found.progress)
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise incompatible_checkpoint(found) from error
     now = dataclasses.replace(before, **changes)
@@ -38,12 +47,13 @@ def resumed_options(found, changes, anyway):
         raise UserError(f"{found.folder}: --init {now.init}: a resumed run continues with its own model")
     in_force = dataclasses.asdict(before) | dataclasses.asdict(resolved)
     fixed = sorted(name for name in changes if on_resume(name) == FIXED)
+    given = {name: getattr(now, name) for name in changes}
     differences = [
-        f"{flag(name)} was {in_force[name]}, not {changes[name]}" for name in fixed if changes[name] != in_force[name]
+        f"{flag(name)} was {in_force[name]}, not {given[name]}" for name in fixed if given[name] != in_force[name]
     ]
     _refuse(found, differences, anyway)
     resolved = dataclasses.replace(
-        resolved, **{name: changes[name] for name in dataclasses.asdict(resolved) if name in changes}
+        resolved, **{name: given[name] for name in dataclasses.asdict(resolved) if name in given}
     )
     if now.max_steps != before.max_steps and now.lr_schedule != "constant":
         print(f"the learning rate continues as if the run had been one of {now.max_steps} steps", flush=True)

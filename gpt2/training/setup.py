@@ -44,6 +44,9 @@ class Run:
         """Starts the metrics, or continues those of the run resumed from."""
         if self.found:
             self.metrics = Metrics.resume(self.found.folder, self.folder, self.state.step)
+            _, val_losses = self.metrics.losses("val_loss")
+            if val_losses.size:  # a checkpoint is older than the validation of its own step
+                self.state.note_loss("val_loss", float(val_losses[-1]))
         else:
             self.metrics = Metrics(self.folder)
 
@@ -98,6 +101,7 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
         run.state.restore(found)
     except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:
         raise resume.incompatible_checkpoint(found) from error
+    found.load_moments(run.state.optimizer)
     print(f"[resume] {found.folder} after step {found.step}{resume.changed_versions(found)}", flush=True)
     return run
 

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import numpy as np
+
 from gpt2.errors import UserError
 from gpt2.training.health import OutlierDetector
 
@@ -11,7 +13,7 @@ class TrainState:
     """A run between two steps.
 
     Attributes: `model`, `optimizer`; `loader`, whose position is that of the next batch; `resolved`, what the options
-    left open (options.Resolved); `step`, steps taken; `record` of the last one, a dict, as metrics.jsonl gets it;
+    left open (options.Resolved); `step`, steps taken; `record` of the last one, a dict, or None if it is unknown;
     `losses`, the last finite "train_loss" and "val_loss"; `skipped`, updates skipped by reason; `outliers`, an
     OutlierDetector each for losses and gradient norms.
     """
@@ -45,7 +47,7 @@ class TrainState:
         }
 
     def restore(self, found):
-        """Makes this the state that a checkpoint.Checkpoint holds, but for the parameters and the data's position.
+        """Makes this the state that a checkpoint.Checkpoint holds, but for arrays and the position in the data.
 
         Raises UserError, KeyError, TypeError, ValueError or OverflowError if that lacks something or is malformed.
         """
@@ -55,15 +57,16 @@ class TrainState:
         for name, detector in self.outliers.items():
             detector.state = saved["outliers"][name]
         self.losses = {name: float(saved[name]) for name in ("train_loss", "val_loss") if name in saved}
-        found.load_moments(self.optimizer)
         self.step = found.step
-        self.record = saved.get("record", {"step": found.step})
-        if not isinstance(self.record, dict) or self.record.get("step") != found.step:
+        # The first form had none, as steps were saved after all else.
+        self.record = saved.get("record")
+        if "record" in saved and not (isinstance(self.record, dict) and self.record.get("step") == found.step):
             raise UserError(f"the record saved with step {found.step} is not of that step")
 
 
 def finite(record):
-    """Returns a record with None for numbers that JSON does not have: NaN and the infinities."""
+    """Returns a record with Python's numbers in place of NumPy's, and None in place of NaN and the infinities."""
+    values = {key: value.item() if isinstance(value, np.generic) else value for key, value in record.items()}
     return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
     }
