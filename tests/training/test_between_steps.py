@@ -20,6 +20,7 @@ from tests.support.runs import contents, records, samples, val_losses
 
 CONFIG = GPT2Config(maxT=16, V=50, L=1, NH=2, C=12)
 LAST = 10
+SAMPLE_IS_LOST = pytest.mark.xfail(strict=True, reason="the record is written before the sample is shown")
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def fail_at(step, error):
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()], ids=["error", "interrupt"])
 @pytest.mark.parametrize("step", [5, LAST])
 @pytest.mark.parametrize("checkpoint_every", [0, 5], ids=["saved because it fails", "saved before"])
-@pytest.mark.parametrize("what", ["validation", "on_step", "record", "sample"])
+@pytest.mark.parametrize("what", ["validation", "on_step", "record", pytest.param("sample", marks=SAMPLE_IS_LOST)])
 def test_a_step_after_which_something_fails_is_saved_and_made_up_for(monkeypatch, what, checkpoint_every, step, error):
     undisturbed = printed(train, options(out_dir="whole"), on_step=note)
     wrap, on_step = fail_at(step, error), note
@@ -87,12 +88,12 @@ def test_a_step_after_which_something_fails_is_saved_and_made_up_for(monkeypatch
     with contextlib.redirect_stdout(output), pytest.raises(type(error)):
         train(options(checkpoint_every=checkpoint_every), on_step=on_step)
     assert checkpoint.find("out", report=pytest.fail).step == step
-    assert [record["step"] for record in records()][-1] == (step if what == "sample" else step - 1)
+    assert records()[-1]["step"] == step - 1
     both = output.getvalue() + printed(resume, "out", on_step=on_step)
     assert contents("out", LAST) == contents("whole", LAST)
     assert records("out")[step].keys() >= {"val_loss", "mean weight"}
-    if what != "sample":  # its step is complete: a sample is for whoever watches
-        assert samples(both) == samples(undisturbed) and len(samples(both)) == 2
+    assert set(samples(both)) == set(samples(undisturbed))  # one may be shown again
+    assert len(set(samples(undisturbed))) == 2
 
 
 def test_on_step_gets_the_state_and_the_record_after_validation_and_before_it_is_written():

@@ -32,6 +32,8 @@ SLOW_DISK = """
 import os, runpy, sys, time
 from gpt2.training import checkpoint
 
+pytestmark = pytest.mark.slow
+
 save, fsync, saved = checkpoint.save, os.fsync, []
 
 def counted_save(*arguments):
