@@ -67,7 +67,13 @@ def fail_at(step, error):
     return wrap
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(RuntimeError("no"), marks=pytest.mark.slow, id="error"),
+        pytest.param(KeyboardInterrupt(), id="interrupt"),
+    ],
+)
 @pytest.mark.parametrize("step", [5, LAST])
 @pytest.mark.parametrize("checkpoint_every", [0, 5], ids=["saved because it fails", "saved before"])
 @pytest.mark.parametrize("what", ["validation", "on_step", "record", pytest.param("sample", marks=SAMPLE_IS_LOST)])
