@@ -44,8 +44,8 @@ class TrainResult:
 def train(options, *, optimizer=AdamW, on_step=None):
     """Trains as TrainOptions say, from the first step on; returns a TrainResult.
 
-    optimizer: AdamW or a subclass. on_step(state, record): called after each step and its validation, before the
-    record, a dict, goes to metrics.jsonl; what it adds goes there, too. Raises UserError.
+    optimizer: AdamW or a subclass. on_step(state, record): called after each step, its validation and
+    sample, before the record, a dict, goes to metrics.jsonl; what it adds goes there, too. Raises UserError.
     """
     set_threads(options.threads)
     with contextlib.ExitStack() as stack:
@@ -124,12 +124,13 @@ def _after_step(run, stop, on_step, result):
             return False
         record["val_loss"] = result.val_losses[state.step] = loss
         state.note_loss("val_loss", loss)
-    if on_step and state.step:
-        on_step(state, record)
-    if len(record) > 1:  # without a validation there is nothing to record of step 0
-        run.metrics.write(record)
     if run.sampler and state.step and (last or _due(state.step, options.sample_every)):
         run.sampler.show(state.step)
+    if on_step and state.step:
+        on_step(state, record)
+    # Last: a step without a record is one that a resumed run completes.
+    if len(record) > 1:  # without a validation there is nothing to record of step 0
+        run.metrics.write(record)
     return True
 
 

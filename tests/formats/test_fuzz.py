@@ -425,6 +425,7 @@ def is_accepted(read, folder):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS.keys())
 def test_damaged_files_are_read_or_refused_in_one_line(tmp_path, reader):
     reached = set()

@@ -353,6 +353,7 @@ def test_a_corrupt_download_is_refused_and_the_file_to_delete_named(tmp_path):
         assert fetch(tmp_path, endpoint).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
 def test_a_hub_that_refuses(tmp_path, status):
     with serving(type("Refusing", (Hub,), {"status": status})) as (server, endpoint):
@@ -383,6 +384,7 @@ def test_a_host_name_that_does_not_resolve(tmp_path):
     assert_refused(fetch(tmp_path, "http://no-such-host.invalid"), "cannot download model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_stalling_server_times_out_within_seconds(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -78,12 +78,14 @@ def first(tmp_path_factory):
     return cache, run(cache)
 
 
+@pytest.mark.slow
 def test_the_first_run_compiles_nothing_itself_and_equals_later_ones_to_the_last_bit(first):
     cache, (digest, children, compiled, _, err) = first
     assert (children, compiled, err) == (1, 0, LINE)
     assert run(cache, "prepared") == (digest, 0, 0, 0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["decode.append", "matmul.matmul_nn", "gemm._product"])
 def test_a_function_is_compiled_where_only_those_that_it_calls_are_in_the_cache(first, name):
     cache, (digest, *_) = first
@@ -95,6 +97,7 @@ def test_a_function_is_compiled_where_only_those_that_it_calls_are_in_the_cache(
     assert run(cache)[:3] == (digest, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
 def test_the_child_ends_with_its_parent_and_says_nothing(tmp_path, signal_number):
     with start(tmp_path, PREPARE) as process:

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODULES = (
     "kernels/test_adamw",
@@ -22,6 +24,7 @@ MODULES = (
 )
 
 
+@pytest.mark.slow
 def test_kernels_on_tiny_sizes_uncompiled():
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "tiny"]

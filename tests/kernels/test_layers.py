@@ -91,6 +91,7 @@ def expected(loadable, tmp_path_factory):
     return folder, contents(folder / "out1", STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_same_bits_for_any_number_of_threads(loadable, expected, layer, tmp_path, monkeypatch):
     if layer not in loadable:

@@ -20,6 +20,8 @@ from gpt2.machine import available_threads, set_threads
 from gpt2.training import checkpoint
 from tests.support.runs import contents
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = [sys.executable, str(ROOT / "train_gpt2.py")]
 STEPS = 300

@@ -22,6 +22,8 @@ from gpt2.formats.llmc import write_tokens
 from gpt2.training import checkpoint
 from tests.support.runs import contents, samples
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUNS, KILLS = 10, 5  # 50 kills in all
 KILLS_IN_SAVES = 3  # of a run, at the least: these look for one

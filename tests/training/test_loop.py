@@ -260,6 +260,7 @@ def test_a_new_run_gives_way_to_none_of_an_earlier_one(folder, capsys):
     assert pathlib.Path("out-2/model_00000001.bin").exists() and len(records()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

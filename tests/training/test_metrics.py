@@ -203,6 +203,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_killed_runs_leave_one_record_a_step(tmp_path):
     saved = 0
     for _ in range(3):

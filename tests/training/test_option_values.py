@@ -54,7 +54,7 @@ def test_a_value_that_an_option_does_not_take_is_refused_in_one_line_with_its_fl
         ("final_lr_fraction", [0, 1, 0.5]),
         ("lr_schedule", ["constant", "linear", "cosine", "wsd"]),
         ("prompt", ["", "\0", "caf\u00e9\n"]),
-        ("threads", [-1, 0]),  # how many there may be is for the machine to say
+        ("threads", [1, 2**31 - 1]),  # how many there may be is for the machine to say
         ("seed", [0]),
     ],
 )

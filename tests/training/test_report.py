@@ -79,6 +79,7 @@ def test_a_run_is_described(tmp_path, capsys):
     assert "106 validation batches an epoch" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_peak_memory_is_in_bytes_and_stays_when_memory_is_given_back():
     program = """
 import numpy as np

@@ -16,9 +16,9 @@ from gpt2.errors import UserError
 from gpt2.formats.llmc import write_tokens
 from gpt2.formats.run import newest_model
 from gpt2.machine import available_threads, set_threads
-from gpt2.training import checkpoint
+from gpt2.training import checkpoint, loop
 from gpt2.training import resume as resuming
-from tests.support.runs import contents, samples, val_losses
+from tests.support.runs import contents, records, samples, val_losses
 
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
 # An epoch is 8 batches: 12 steps of 3 end in the fifth, in the middle of an accumulation.
@@ -223,7 +223,7 @@ def test_a_folder_that_holds_the_run_to_go_on_with_is_refused(folder):
         lambda progress: progress["options"].update(batch_size="two"),
         lambda progress: progress["options"].update(grad_accum_steps=0),
         lambda progress: progress["resolved"].update(learning_rate=float("nan")),
-        lambda progress: progress["options"].update(lr_schedule="foo"),
+        lambda progress: progress["options"].update(lr_schedule=["foo"]),
         lambda progress: progress["options"].update(max_steps=10**40),
         lambda progress: progress["options"].update(prompt="\ud800"),
         lambda progress: progress.pop("outliers"),
@@ -260,3 +260,35 @@ def test_a_place_in_the_data_that_there_is_not_is_refused(folder, monkeypatch, c
     with pytest.raises(UserError, match=message) as refused:
         resume("parts")
     assert "\n" not in str(refused.value)
+
+
+def test_a_schedule_that_is_not_there_is_named(folder, monkeypatch):
+    back_to(2)
+    found = checkpoint.find("parts", report=str)
+    found.progress["options"]["lr_schedule"] = "mine"
+    monkeypatch.setattr(checkpoint, "find", lambda folder: found)
+    with pytest.raises(UserError, match=r"^parts: the run's --lr-schedule 'mine' is not in gpt2.optimizer.SCHEDULES"):
+        resume("parts")
+
+
+def test_none_leaves_an_option_as_it_was(folder):
+    back_to(7)
+    changes = dict.fromkeys(("train_data", "val_data", "learning_rate", "warmup_steps", "grad_clip", "out_dir"))
+    loop.resume("parts", changes)
+    assert contents("parts", 12) == contents("whole", 12)
+
+
+def test_a_disk_that_fails_while_moments_are_read_is_not_another_version(folder, monkeypatch):
+    def fail(self, optimizer):
+        raise UserError("state_00000012.bin: Permission denied")
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "load_moments", fail)
+    with pytest.raises(UserError, match="Permission denied"):
+        resume("parts")
+
+
+def test_checkpoints_of_a_resumed_run_hold_the_validation_loss_of_before(folder):
+    back_to(5)  # step 5 was saved, then validated
+    resume("parts", "-x", "7", "--keep", "9")
+    validated = {record["step"]: record["val_loss"] for record in records("whole") if "val_loss" in record}
+    assert checkpoint.find("parts").progress["val_loss"] == validated[5]

@@ -103,6 +103,7 @@ with StopSignals() as stop:
 """
 
 
+@pytest.mark.slow
 def test_a_signal_during_a_kernel_is_noted_after_it():
     with child(KERNEL + NOTED) as process:
         time.sleep(0.1)
@@ -111,6 +112,7 @@ def test_a_signal_during_a_kernel_is_noted_after_it():
     assert (process.returncode, output, errors) == (0, "received 15\n", f"SIGTERM: {MESSAGE}\n")
 
 
+@pytest.mark.slow
 def test_two_signals_during_a_kernel_end_the_process_after_it():
     with child(KERNEL + NOTED) as process:
         time.sleep(0.1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from gpt2 import GPT2, GPT2Config
 from gpt2.formats.llmc import write_tokens
@@ -37,6 +38,7 @@ sys.exit(train_gpt2.main())
 """
 
 
+@pytest.mark.slow
 def test_memory_and_open_files_do_not_grow_with_the_steps(tmp_path):
     GPT2(GPT2Config(maxT=8, V=16, L=1, NH=1, C=8), seed=1).save(tmp_path / "tiny.bin")
     rng = np.random.default_rng(0)

@@ -55,28 +55,33 @@ def test_importing_the_package_changes_nothing_for_other_users_of_numba(tmp_path
     assert list((tmp_path / "__pycache__").glob("users.double-*.nbi"))
 
 
+@pytest.mark.slow
 def test_a_cache_folder_set_by_the_user_holds_the_kernels_code(tmp_path):
     execute(HOOK, tmp_path)
     assert list(tmp_path.glob("kernels-*/kernels_*/adamw.sum_of_squares-*.nbi"))
 
 
+@pytest.mark.slow
 def test_the_hook_runs_once_for_missing_code_which_is_then_compiled_here(tmp_path):
     assert execute(HOOK, tmp_path) == ["hook", "4.0 5.0", "2 0"]
     assert execute(HOOK, tmp_path) == ["4.0 5.0", "0 2"]
 
 
+@pytest.mark.slow
 def test_code_that_the_hook_leaves_in_the_cache_is_loaded(tmp_path):
     fill = HOOK.replace('print("hook")', "subprocess.run([sys.executable, '-c', fill])")
     program = f"import subprocess\nfill = {HOOK!r}\n{fill}"
     assert execute(program, tmp_path) == ["hook", "4.0 5.0", "2 0", "4.0 5.0", "0 2"]
 
 
+@pytest.mark.slow
 def test_the_cache_key_changes_with_the_target():
     assert execute(KEY) == execute(KEY) == [jit.cache_key()]
     assert execute(KEY, NUMBA_OPT="2") != execute(KEY)
     assert execute(KEY, NUMBA_CPU_NAME="generic") != execute(KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [True, False])
 def test_only_kernels_prefer_wide_vectors(monkeypatch, wide):
     monkeypatch.setattr(jit, "_WIDE_VECTORS", wide)
