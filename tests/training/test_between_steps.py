@@ -97,7 +97,7 @@ def test_a_step_after_which_something_fails_is_saved_and_made_up_for(monkeypatch
         train(options(checkpoint_every=checkpoint_every), on_step=on_step)
     assert checkpoint.find("out", report=pytest.fail).step == step
     assert records()[-1]["step"] == step - 1
-    both = output.getvalue() + printed(resume, "out", on_step=on_step)
+    both = output.getvalue() + printed(resume, "out", {"threads": 1}, on_step=on_step)
     assert contents("out", LAST) == contents("whole", LAST)
     assert records("out")[step].keys() >= {"val_loss", "mean weight"}
     assert set(samples(both)) == set(samples(undisturbed))  # one may be shown again
@@ -134,7 +134,7 @@ def test_what_on_step_adds_cannot_cost_the_step():
     with pytest.raises(TypeError, match="JSON"):
         train(options(), on_step=on_step)
     assert steps("out") == [3]
-    resume("out")
+    resume("out", {"threads": 1})
     assert [record["step"] for record in records()] == list(range(LAST + 1))
 
 

@@ -38,7 +38,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def train(*arguments):
-    base = "--init tiny.bin --train-data train.bin --val-data val.bin -b 2 -t 8 -x 4 -l 1e-2 --sample-tokens 5"
+    base = (
+        "--init tiny.bin --train-data train.bin --val-data val.bin -b 2 -t 8 -x 4 -l 1e-2 --sample-tokens 5 --threads 1"
+    )
     return train_gpt2.main([*base.split(), *arguments])
 
 

@@ -25,7 +25,7 @@ CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
 COMMON = (
     "--init tiny.bin --train-data train-*.bin --val-data val.bin -b 2 -t 8 -l 1e-2 --grad-accum-steps 3 --shuffle "
     "--lr-schedule cosine --warmup-steps 3 --weight-decay 0.1 --grad-clip 1 --val-every 5 --val-batches 3 "
-    "--sample-every 3 --sample-tokens 5 --skip-spikes 3 -x 12"
+    "--sample-every 3 --sample-tokens 5 --skip-spikes 3 -x 12 --threads 1"
 )
 
 
@@ -40,7 +40,7 @@ def runs(tmp_path_factory):
         write_tokens("train-2.bin", rng.integers(0, 50, 60))
         write_tokens("val.bin", np.arange(100) % 50)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            train("--out-dir", "whole")
+            train("--out-dir", "whole", "--threads", "2")
         train("--out-dir", "parts", "--checkpoint-every", "1", "--keep", "20")
     pathlib.Path(folder, "printed").write_text(printed.getvalue())
     return folder
@@ -59,7 +59,7 @@ def train(*arguments):
 
 
 def resume(*arguments):
-    return train_gpt2.main(["--resume", *arguments])
+    return train_gpt2.main(["--resume", *arguments, "--threads", "1"])
 
 
 def back_to(step, out="parts"):
@@ -72,7 +72,7 @@ def back_to(step, out="parts"):
 @pytest.mark.parametrize("step", range(1, 12))
 def test_a_resumed_run_is_the_run_it_would_have_been(folder, capsys, step):
     back_to(step)
-    assert resume("parts", "--threads", "1") is None
+    assert resume("parts") is None
     whole, resumed = pathlib.Path("printed").read_text(), capsys.readouterr().out
     assert f"parts after step {step}\n" in resumed
     assert contents("parts", 12) == contents("whole", 12)
