@@ -45,7 +45,9 @@ def train(*arguments):
 
 
 def test_script_end_to_end(folder):
-    arguments = "--init tiny.bin --train-data train.bin --val-data val.bin -b 2 -t 8 -x 10 -l 1e-2 --val-every 4"
+    arguments = (
+        "--init tiny.bin --train-data train.bin --val-data val.bin -b 2 -t 8 -x 10 --threads 1 -l 1e-2 --val-every 4"
+    )
     command = [sys.executable, str(ROOT / "train_gpt2.py"), *arguments.split(), "--sample-every", "5"]
     run = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)}
@@ -105,6 +107,7 @@ def test_zero_switches_validation_and_samples_off(folder, capsys):
 
 
 def test_validation_is_the_mean_over_the_batches_asked_for(folder):
+    set_threads(1)
     model, loader = GPT2.load("tiny.bin"), setup.DataLoader("val.bin", 2, 8, 50)
     expected = [model.forward(*loader.next_batch()) for _ in range(loader.num_batches)]
     for count, first in ((3, 3), (0, loader.num_batches), (1000, loader.num_batches)):
@@ -118,7 +121,7 @@ def test_random_weights_and_their_recipe_stand_in_for_weights_that_cannot_be_had
 
     monkeypatch.setattr(pretrained, "fetch_gpt2", unavailable)
     monkeypatch.setitem(setup.PRESETS, "gpt2", CONFIG)
-    train_gpt2.main("--train-data train.bin --val-data val.bin -b 2 -t 8 -x 2".split())
+    train_gpt2.main("--train-data train.bin --val-data val.bin -b 2 -t 8 -x 2 --threads 1".split())
     printed = capsys.readouterr().out
     (paragraph,) = [line for line in printed.splitlines() if "random weights" in line]
     assert "no network" in paragraph and pretrained.FETCH_COMMAND in paragraph

@@ -69,7 +69,9 @@ def back_to(step, out="parts"):
         pathlib.Path(out, f"model_{later:08d}.bin").unlink()
 
 
-@pytest.mark.parametrize("step", range(1, 12))
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=[] if step in (1, 5, 8) else pytest.mark.slow) for step in range(1, 12)]
+)
 def test_a_resumed_run_is_the_run_it_would_have_been(folder, capsys, step):
     back_to(step)
     assert resume("parts") is None
