@@ -323,6 +323,7 @@ def assert_refused(result, *words):
         assert word in result.stderr
 
 
+@pytest.mark.slow
 def test_weights_are_downloaded_once(tmp_path):
     with serving(Hub) as (server, endpoint):
         first = fetch(tmp_path, endpoint)
@@ -339,6 +340,7 @@ def test_weights_are_downloaded_once(tmp_path):
     assert (offline.returncode, offline.stdout) == (0, first.stdout)
 
 
+@pytest.mark.slow
 def test_a_corrupt_download_is_refused_and_the_file_to_delete_named(tmp_path):
     class Corrupt(Hub):
         content = CONTENT[:-1] + b"X"
@@ -362,6 +364,7 @@ def test_a_hub_that_refuses(tmp_path, status):
         assert f"GET {ADDRESS}" not in server.requests
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_a_hub(tmp_path):
     class Website(Hub):
         def do_HEAD(self):
@@ -373,6 +376,7 @@ def test_a_server_that_is_not_a_hub(tmp_path):
         assert_refused(fetch(tmp_path, endpoint), "cannot download model.safetensors")
 
 
+@pytest.mark.slow
 def test_without_a_server_it_fails_at_once_and_quietly(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -380,6 +384,7 @@ def test_without_a_server_it_fails_at_once_and_quietly(tmp_path):
         assert_refused(fetch(tmp_path, endpoint), "cannot download model.safetensors", "refused")
 
 
+@pytest.mark.slow
 def test_a_host_name_that_does_not_resolve(tmp_path):
     assert_refused(fetch(tmp_path, "http://no-such-host.invalid"), "cannot download model.safetensors")
 
@@ -391,6 +396,7 @@ def test_a_stalling_server_times_out_within_seconds(tmp_path):
         assert_refused(fetch(tmp_path, endpoint), "cannot download model.safetensors", "timed out")
 
 
+@pytest.mark.slow
 def test_offline_mode_sends_no_request(tmp_path):
     with serving(Hub) as (server, endpoint):
         assert_refused(fetch(tmp_path, endpoint, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE")
@@ -425,6 +431,7 @@ def serving_folder(folder, **fields):
     return serving(OneModel)
 
 
+@pytest.mark.slow
 def test_a_model_on_the_hub_is_downloaded_once(tmp_path, folder):
     expected = f"{CONFIG} {parameters().sum(dtype=float)}\n"
     with serving_folder(folder) as (server, endpoint):
@@ -436,6 +443,7 @@ def test_a_model_on_the_hub_is_downloaded_once(tmp_path, folder):
         assert server.requests == []
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_on_the_hub(tmp_path, folder):
     with serving_folder(folder) as (_, endpoint):
         result = run(LOAD, "someone/else", tmp_path, endpoint)
@@ -444,6 +452,7 @@ def test_a_model_that_is_not_on_the_hub(tmp_path, folder):
     )
 
 
+@pytest.mark.slow
 def test_a_model_in_other_files(tmp_path, folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with serving_folder(folder) as (_, endpoint):
@@ -451,6 +460,7 @@ def test_a_model_in_other_files(tmp_path, folder):
     assert_refused(result, "cannot download model.safetensors", "the model has no model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_model_that_asks_for_a_token(tmp_path):
     class Gated(Hub):
         status = 403
@@ -463,6 +473,7 @@ def test_a_model_that_asks_for_a_token(tmp_path):
         assert_refused(run(LOAD, "someone/theirs", tmp_path, endpoint), "accept the model's terms", "hf auth login")
 
 
+@pytest.mark.slow
 def test_another_architecture_is_refused_before_its_weights_are_downloaded(tmp_path, folder):
     with serving_folder(folder, model_type="llama") as (server, endpoint):
         result = run(LOAD, "someone/theirs", tmp_path, endpoint)
@@ -471,6 +482,7 @@ def test_another_architecture_is_refused_before_its_weights_are_downloaded(tmp_p
     assert "config.json: model_type is 'llama', only 'gpt2' is supported" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_model_on_the_hub_without_a_network(tmp_path):
     result = run(LOAD, "gpt2-xl", tmp_path, "http://no-such-host.invalid")
     assert_refused(result, "openai-community/gpt2-xl: cannot download model.safetensors")

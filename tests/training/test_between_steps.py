@@ -69,6 +69,7 @@ def fail_at(step, error):
     return wrap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [

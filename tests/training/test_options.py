@@ -276,6 +276,7 @@ def validation_loss(options):
     return np.mean([reference.loss_and_gradients(params, CONFIG, *batch)[0] for batch in batches])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value", "difference"), NOT_COMPUTED)
 def test_it_leaves_the_numbers_as_they_are(folder, capsys, name, value, difference):
     base = {"validated": [0, 5, 10], "samples": [4, 4], "saved": [10, 8, 4], "threads": 1}
