@@ -39,7 +39,7 @@ class TrainState:
         return {
             "step": self.step,
             **self.losses,
-            "record": finite(self.record),
+            **({"record": finite(self.record)} if self.record else {}),
             "skipped": self.skipped,
             "outliers": {name: detector.state for name, detector in self.outliers.items()},
             "position": self.loader.position,

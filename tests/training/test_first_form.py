@@ -119,3 +119,10 @@ def test_a_step_of_which_only_the_checkpoint_was_left_has_no_record():
     assert contents("out", 10)[:2] == contents("whole", 10)[:2]
     before, after = contents("whole", 10)[2], contents("out", 10)[2]
     assert after == before[:5] + before[6:] and steps("out") == [10, 5]
+
+
+def test_it_can_be_moved_without_taking_a_step():
+    stopped_in_the_first_form(OPTIONS)
+    resume("out", {"out_dir": "moved", "max_steps": 5})
+    resume("moved", {"max_steps": 10})
+    assert contents("moved", 10)[:2] == contents("whole", 10)[:2]
