@@ -21,10 +21,16 @@ def available_threads():
 
 
 def set_threads(n):
-    """Makes all kernels run on `n` threads. Raises UserError unless 1 <= n <= the threads that Numba may start."""
+    """Makes all kernels run on `n` threads.
+
+    Raises UserError unless 1 <= n <= the threads that Numba may start, and where those cannot start.
+    """
     if not 1 <= n <= threads.max_threads():
         raise UserError(f"{n} threads asked for: choose from 1 to {threads.max_threads()}")
-    threads.set_threads(n)
+    try:
+        threads.set_threads(n)
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
 
 
 def available_bytes():

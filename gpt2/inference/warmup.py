@@ -1,6 +1,7 @@
 """Warm-up: has all kernels compiled into the cache by a child process, once, then loads them."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from gpt2.model import GPT2
 from gpt2.optimizer import AdamW, gradient_norm
 
 # The child imports the parent's modules, wherever the parent found them.
-_CHILD = "import sys; sys.path[:] = {!r}; from gpt2.inference.warmup import compile_kernels; compile_kernels()"
+_CHILD = "import sys; sys.path[:] = {!r}; from gpt2.inference.warmup import compile_kernels; compile_kernels({!r})"
 
 
 def prepare_kernels():
@@ -30,14 +31,14 @@ def prepare_kernels():
     decoder.reorder([1, 0])
 
 
-def compile_in_child():
-    """Runs prepare_kernels() in a child process, which leaves the compiled kernels in the cache.
+def compile_in_child(folder):
+    """Runs prepare_kernels() in a child process, which leaves the compiled kernels in the folder.
 
     Reports on stderr if anything is compiled: a progress bar on a terminal, otherwise a line. If there can be no child,
     or it dies, says so and returns.
     """
     # In a process group of its own the child gets no Ctrl-C; the parent kills it.
-    command = [sys.executable, "-c", _CHILD.format([str(path) for path in sys.path])]
+    command = [sys.executable, "-c", _CHILD.format([str(path) for path in sys.path], str(folder))]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "process_group": 0}
     bar = tqdm(desc="compiling the kernels", unit=" functions", leave=False, disable=None, delay=0.5)
     try:
@@ -55,15 +56,22 @@ def compile_in_child():
     except OSError as error:
         failure = error.strerror
     if failure:
-        message = f"the kernels' compiler process failed ({failure}); compiling in this process instead"
-        print(message, file=sys.stderr, flush=True)
+        print(
+            f"the kernels' compiler process failed ({failure}); compiling in this process instead: "
+            "results may differ from other runs' in their last digits",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
-def compile_kernels():
-    """The child: compiles what is missing in the cache, and writes to stdout a line for each function it compiles."""
-    jit.on_cache_miss(None)
+def compile_kernels(folder):
+    """The child: compiles what is missing into the folder, and prints a line for each function that it compiles."""
+    jit.compile_into(pathlib.Path(folder))
     with jit.watch_compilation(_report):
-        prepare_kernels()
+        try:
+            prepare_kernels()
+        except OSError as error:
+            sys.exit(f"{folder}: {error.strerror}")
 
 
 def _report(name):

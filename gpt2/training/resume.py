@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 
 from gpt2.errors import UserError, safe_repr
-from gpt2.kernels.engine.simd import VECTOR_BYTES
+from gpt2.kernels.engine.jit import code_identity
 from gpt2.optimizer import SCHEDULES
 from gpt2.training.options import FIXED, Resolved, TrainOptions, flag, on_resume
 
@@ -100,7 +100,7 @@ def incompatible_checkpoint(found):
 
 def _versions():
     packages = {name: importlib.metadata.version(name) for name in ("numpy", "numba", "llvmlite")}
-    return {"python": platform.python_version(), **packages, "bytes of a vector": VECTOR_BYTES}
+    return {"python": platform.python_version(), **packages, "kernels": code_identity()}
 
 
 def _refuse(found, differences, anyway):

@@ -172,10 +172,10 @@ def test_validation_data_are_remembered_while_there_is_no_validation(folder):
 
 def test_what_changes_the_last_digits_or_the_learning_rate_is_said(folder, monkeypatch, capsys):
     back_to(8)
-    monkeypatch.setattr(resuming, "VECTOR_BYTES", 7)
+    monkeypatch.setattr(resuming, "code_identity", lambda: "7")
     resume("parts", "-x", "9")
     printed = capsys.readouterr().out
-    assert re.search(r"\(low-order digits may differ .*: bytes of a vector \d+ -> 7\)", printed)
+    assert re.search(r"\(low-order digits may differ .*: kernels '\w+' -> 7\)", printed)
     assert "the learning rate continues as if the run had been one of 9 steps" in printed
 
 

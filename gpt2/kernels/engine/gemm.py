@@ -16,6 +16,7 @@ import numba
 from numba.core import types
 from numba.extending import overload
 
+from gpt2.kernels.engine import threads
 from gpt2.kernels.engine.jit import inline, standalone
 from gpt2.kernels.engine.simd import (
     TILE_ROWS,
@@ -69,7 +70,7 @@ def calls_gemm(dispatcher):
         for array in arrays:
             if array.layout == "F" and array.ndim > 1:
                 raise ValueError(f"{dispatcher.__name__}: {array} is transposed; its rows must be contiguous")
-        numba.get_num_threads()  # loads Numba's runtime, whose symbol threads_in_use links to
+        threads.start()  # loads Numba's runtime, whose symbol threads_in_use links to
         for array in arrays:
             if isinstance(array.dtype, types.Float):
                 _link(array.dtype)

@@ -8,116 +8,38 @@ Nothing here changes what other users of Numba in the process get: the cache, it
 the functions decorated here.
 """
 
-import functools
-import hashlib
-import importlib.metadata
-import os
-import pathlib
-import sys
-import tempfile
-
-import llvmlite.binding
 import numba
-from numba.core import caching, codegen, compiler, event, sigutils
+from numba.core import codegen, compiler, event, sigutils
 from numba.core.ccallback import CFunc
-from numba.core.registry import cpu_target
+from numba.core.registry import CPUDispatcher, cpu_target
+
+from gpt2.kernels.engine import interrupts, threads
+from gpt2.kernels.engine.cache import KernelCache, folders
+from gpt2.kernels.engine.target import code_key, target_features
 
 # All of LLVM's fast-math flags except `nnan` and `ninf`, which would make isnan() always False (numba issue 9383).
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
-# Numba settings that change the generated code.
-_CODE_SETTINGS = (
-    "CPU_NAME",
-    "CPU_FEATURES",
-    "OPT",
-    "LOOP_VECTORIZE",
-    "SLP_VECTORIZE",
-    "ENABLE_AVX",
-    "BOUNDSCHECK",
-    "DEBUGINFO_DEFAULT",
-)
-
-
-def target_features():
-    """Returns the set of instruction-set extensions that Numba compiles for, as LLVM spells them: "+avx2", "-sse4a"."""
-    if numba.config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES; "" for NUMBA_CPU_NAME=generic
-        return set(numba.config.CPU_FEATURES.split(","))
-    return set(codegen.get_host_cpu_features().split(","))
-
-
-@functools.cache
-def cache_key():
-    """Identifies the kernels' machine code: 16 hex digits, a hash of sources, compiler, CPU and features.
-
-    Numba's own check covers only the file of the function that is called, not those of its callees.
-    """
-    key = hashlib.sha256()
-    for source in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
-        key.update(source.read_bytes())
-    for package in ("numba", "llvmlite", "numpy"):
-        key.update(importlib.metadata.version(package).encode())
-    key.update(f"{sys.version} {llvmlite.binding.get_host_cpu_name()} {sorted(target_features())}".encode())
-    key.update(repr([getattr(numba.config, name) for name in _CODE_SETTINGS]).encode())
-    return key.hexdigest()[:16]
-
-
-def _cache_folder():
-    """Returns a private, writable folder for the compiled kernels, or None."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    roots = [pathlib.Path(__file__).parents[1] / "__pycache__", pathlib.Path(user_cache) / "gpt2-kernels"]
-    if numba.config.CACHE_DIR:
-        roots.insert(0, pathlib.Path(numba.config.CACHE_DIR))
-    for root in roots:
-        folder = root / f"kernels-{cache_key()}"
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-        except OSError:
-            continue
-    return None
-
-
-CACHE_FOLDER = None if numba.config.DISABLE_JIT else _cache_folder()
-if CACHE_FOLDER is None and not numba.config.DISABLE_JIT:
-    print("no writable folder for compiled kernels: every run compiles them again, for a minute", file=sys.stderr)
-
-
-class _Locator(caching._SourceFileBackedLocatorMixin, caching._CacheLocator):
-    """Puts a function's code into CACHE_FOLDER."""
-
-    def __init__(self, function, file):
-        self._py_file, self._lineno = file, function.__code__.co_firstlineno
-
-    def get_cache_path(self):
-        return str(CACHE_FOLDER / self.get_suitable_cache_subpath(self._py_file))
-
-
-class _CacheImpl(caching.CompileResultCacheImpl):
-    _locator_classes = (_Locator,)
-
-
-class _Cache(caching.FunctionCache):
-    """A function's cache, which has missing code compiled in another process first."""
-
-    _impl_class = _CacheImpl
-    compile_elsewhere = None
-
-    def load_overload(self, sig, target_context):
-        code = super().load_overload(sig, target_context)
-        if code is None and _Cache.compile_elsewhere is not None:
-            compile_elsewhere, _Cache.compile_elsewhere = _Cache.compile_elsewhere, None
-            compile_elsewhere()
-            code = super().load_overload(sig, target_context)
-        return code
-
 
 def on_cache_miss(compile_elsewhere):
-    """Registers a function without arguments, or None, to call once, when code is first found missing in the cache.
+    """Registers a function to call once, when code is first found missing in the cache, with the folder for it.
 
-    It may fill the cache. What is missing after that is compiled in this process.
+    It may fill the folder. What is missing after that is compiled in this process.
     """
-    _Cache.compile_elsewhere = compile_elsewhere
+    KernelCache.compile_elsewhere = compile_elsewhere
+
+
+def compile_into(folder):
+    """Compiles what is missing in this process, and stores it in a folder, a path; storing may raise OSError."""
+    KernelCache.compile_elsewhere, KernelCache.must_store = None, True
+    folders.write_to(folder)
+
+
+def code_identity():
+    """What the bits of results depend on besides the input: identifies the machine code that this process has run."""
+    if folders is None:
+        return "interpreted"
+    return code_key() + ("-uncached" if KernelCache.compiled_here else "")
 
 
 class _WideVectorLibrary(codegen.JITCodeLibrary):
@@ -154,10 +76,26 @@ class _Compiler(compiler.Compiler):
 _options = {"fastmath": FASTMATH, "error_model": "numpy"}
 
 
+class _Dispatcher(CPUDispatcher):
+    """A compiled function. Calls from Python raise RuntimeError where Numba's threads cannot start."""
+
+    def __call__(self, *arguments):
+        lock = threads.start()
+        if lock is None:
+            return super().__call__(*arguments)
+        with lock:
+            return super().__call__(*arguments)
+
+    def _compile_for_args(self, *arguments, **keywords):
+        with interrupts.deferred():
+            return super()._compile_for_args(*arguments, **keywords)
+
+
 def _compiled(function, **options):
-    dispatcher = numba.njit(pipeline_class=_Compiler, **_options, **options)(function)
-    if CACHE_FOLDER is not None:
-        dispatcher._cache = _Cache(function)
+    if folders is None:
+        return function
+    dispatcher = _Dispatcher(function, targetoptions=_options | {"nopython": True} | options, pipeline_class=_Compiler)
+    dispatcher._cache = KernelCache(function)
     return dispatcher
 
 
@@ -176,8 +114,7 @@ def standalone(signature):
 
     def decorate(function):
         compiled = CFunc(function, sigutils.normalize_signature(signature), {}, dict(_options), _Compiler)
-        if CACHE_FOLDER is not None:
-            compiled._cache = _Cache(function)
+        compiled._cache = KernelCache(function)
         compiled.compile()
         return compiled
 

@@ -9,7 +9,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-from gpt2.kernels.engine.jit import target_features
+from gpt2.kernels.engine.target import target_features
 
 
 def _registers():

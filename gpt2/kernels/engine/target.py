@@ -1,0 +1,48 @@
+"""What the kernels' machine code is compiled from and for."""
+
+import functools
+import hashlib
+import importlib.metadata
+import pathlib
+import sys
+
+import llvmlite.binding
+import numba
+from numba.core import codegen
+
+PACKAGE = pathlib.Path(__file__).parents[1]
+
+# Numba settings that change the generated code.
+_SETTINGS = (
+    "CPU_NAME",
+    "CPU_FEATURES",
+    "OPT",
+    "LOOP_VECTORIZE",
+    "SLP_VECTORIZE",
+    "ENABLE_AVX",
+    "BOUNDSCHECK",
+    "DEBUGINFO_DEFAULT",
+)
+
+
+def target_features():
+    """Returns the set of instruction-set extensions that Numba compiles for, as LLVM spells them: "+avx2", "-sse4a"."""
+    if numba.config.CPU_FEATURES is not None:  # NUMBA_CPU_FEATURES; "" for NUMBA_CPU_NAME=generic
+        return set(numba.config.CPU_FEATURES.split(","))
+    return set(codegen.get_host_cpu_features().split(","))
+
+
+@functools.cache
+def code_key():
+    """Identifies the kernels' machine code: 16 hex digits, a hash of sources, compiler, CPU and features.
+
+    Numba's own check covers only the file of the function that is called, not those of its callees.
+    """
+    key = hashlib.sha256()
+    for source in sorted(PACKAGE.rglob("*.py")):
+        key.update(source.read_bytes())
+    for package in ("numba", "llvmlite", "numpy"):
+        key.update(importlib.metadata.version(package).encode())
+    key.update(f"{sys.version} {llvmlite.binding.get_host_cpu_name()} {sorted(target_features())}".encode())
+    key.update(repr([getattr(numba.config, name) for name in _SETTINGS]).encode())
+    return key.hexdigest()[:16]
