@@ -12,6 +12,7 @@ import collections
 import itertools
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -52,9 +53,8 @@ def show_table(runs):
     steps = sum(row["steps trained"] for row in rows.values())
     differing, faults = sum(not run.same for run in runs), sum(len(run.faults) for run in runs)
     figures = [f"{len(runs):,} runs", f"{steps:,} steps", *(f"{count:,} {what}" for what, count in sums.items())]
-    print(
-        f"\n{', '.join(figures)}: {f'{differing} runs of OTHER BITS' if differing else 'the same bits'}, {faults} faults"
-    )
+    verdict = f"{differing} runs of OTHER BITS" if differing else "the same bits"
+    print(f"\n{', '.join(figures)}: {verdict}, {faults} faults")
 
 
 def main():
@@ -64,6 +64,7 @@ def main():
     parser.add_argument("--run", type=int, metavar="N", help="only the run of this number")
     arguments = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="gpt2-soak-"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays mounted
     numbers = None if arguments.run is None else [arguments.run]
     runs = soak(folder, 60 * arguments.minutes, arguments.seed, numbers)
     show_table(runs)

@@ -96,12 +96,16 @@ class Run:
                 return  # it came to its end
         self.end(self.start("in peace"))
 
+    def newest(self):
+        """The step of the newest whole checkpoint, 0 if there is none."""
+        try:
+            return checkpoint.find(self.out, report=lambda line: None).step if self.out.is_dir() else 0
+        except UserError:
+            return 0
+
     def start(self, kind, **streams):
         """Starts or resumes the run. What was said to be saved must be there."""
-        try:
-            self.found = checkpoint.find(self.out, report=lambda line: None).step if self.out.is_dir() else 0
-        except UserError:
-            self.found = 0
+        self.found = self.newest()
         if self.found < max(self.sound, default=0):
             self.faults.append(f"step {max(self.sound)} was saved, but {self.found} is found")
         if not self.found:
@@ -110,7 +114,7 @@ class Run:
         self.processes.append((kind, 0, False))
         arguments = ["--resume"] if self.found else [*OPTIONS, *self.variant.split()]
         arguments += ["--out-dir", str(self.out), "--threads", str(self.rng.randint(1, THREADS))]
-        with open(self.log, "wb") as log:
+        with open(self.log, "ab") as log:
             streams = {"stdout": log, "stderr": log} | streams
             return subprocess.Popen(
                 [sys.executable, SCRIPT, *arguments], cwd=self.stand.folder, env=self.stand.env, **streams
@@ -132,14 +136,14 @@ class Run:
             self.faults.append(f"{self.log.name}: still at work after {LIMIT} s")
             process.kill()
         status, printed, kind = process.wait(), self.log.read_text(errors="replace"), self.processes[-1][0]
-        taken, saved = steps_taken(self.log), saved_steps(printed)
+        taken = steps_taken(self.log)
         self.processes[-1] = (kind, len(taken), self.found > 0)
-        self.sound = set(sorted(self.sound | saved)[-KEEP:])
+        self.sound = set(sorted(self.sound | saved_steps(printed))[-KEEP:])
         wrong = {
             f"exit status {status}": status not in (0, *statuses),
             # Only while Python imports the modules Ctrl-C is its own.
             "a traceback": "Traceback" in printed and not ("SIGINT" in kind and "[memory]" not in printed),
-            "steps not saved": status > 128 and taken and max(saved, default=0) < taken[-1],
+            "steps not saved": status > 128 and taken and self.newest() < taken[-1],
             "samples that the run in peace has not": not set(samples(printed)) <= self.stand.in_peace(self.variant)[1],
         }
         last = printed.strip().rpartition("\n")[2]
