@@ -80,7 +80,10 @@ class Run:
         self.faults, self.processes = [], []
         self.disk.mkdir(parents=True)
         with contextlib.nullcontext() if root.MISSING["a tmpfs"] else root.tmpfs(self.disk, DISK):
-            self.disturb(kinds)
+            try:
+                self.disturb(kinds)
+            finally:
+                self.process.kill()  # it is alive only if this one is stopped
             self.same = self.is_same()
             if self.faults:
                 shutil.copytree(self.disk, self.folder / "kept")
@@ -116,9 +119,9 @@ class Run:
         arguments += ["--out-dir", str(self.out), "--threads", str(self.rng.randint(1, THREADS))]
         with open(self.log, "ab") as log:
             streams = {"stdout": log, "stderr": log} | streams
-            return subprocess.Popen(
-                [sys.executable, SCRIPT, *arguments], cwd=self.stand.folder, env=self.stand.env, **streams
-            )
+            command, stand = [sys.executable, SCRIPT, *arguments], self.stand
+            self.process = subprocess.Popen(command, cwd=stand.folder, env=stand.env, **streams)
+        return self.process
 
     def wait(self, process):
         """Waits for a random moment: while the process starts, or after a number of steps."""
