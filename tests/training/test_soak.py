@@ -15,7 +15,6 @@ from tests.support import disturbed
 from tests.support.runs import ROOT
 
 SOUND = [kind for kind in disturbed.KINDS if not kind.startswith("kernels")]
-DAMAGED_KERNELS = [kind for kind in disturbed.KINDS if kind.startswith("kernels")]
 STEPS = 20_000
 WARM = 4_000  # by then everything has happened many times
 OPTIONS = (
@@ -79,7 +78,7 @@ def test_a_short_soak_loses_nothing(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="a damaged kernel cache is a traceback at every later run")
 def test_a_soak_with_damaged_kernels_loses_nothing(tmp_path):
-    runs = soak(tmp_path, seconds=0, seed=0, kinds=DAMAGED_KERNELS)
+    runs = soak(tmp_path, seconds=60, seed=0, numbers=range(4), kinds=["kernels emptied"])
     assert [fault for run in runs for fault in run.faults] == []
 
 
