@@ -90,9 +90,16 @@ def _missing(context):
             run(*(prefix if isinstance(prefix, list) else ()), "true")
         return None
     except subprocess.CalledProcessError as error:
-        return (error.stderr.strip().splitlines() or [str(error)])[-1]
+        return (error.stderr.strip().splitlines() or [str(error)])[0]
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
+
+
+@contextlib.contextmanager
+def _owned_by_nobody(path):
+    path.touch()
+    os.chown(path, NOBODY, NOBODY)
+    yield UNPRIVILEGED
 
 
 def _try_all():
@@ -102,7 +109,7 @@ def _try_all():
             "a tmpfs": _missing(tmpfs(folder / "disk", "1m")),
             "a read-only mount": _missing(read_only(folder)),
             "a memory control group": _missing(memory_group(10**8)),
-            "another user": "not root" if os.getuid() else _missing(contextlib.nullcontext(UNPRIVILEGED)),
+            "another user": _missing(_owned_by_nobody(folder / "theirs")),
             "a PID namespace": _missing(contextlib.nullcontext(AS_PID_1)),
             "prlimit": _missing(contextlib.nullcontext(limited(fsize=1))),
         }
