@@ -32,6 +32,7 @@ SCRIPTS = {
     "bench/generate.py": "bench.generate",
 }
 MODULES = ("generate", "evaluate", "convert", "checkpoint", "verify", "profile")
+COMMANDS = [*(f"gpt2.{module}" for module in MODULES), "tests.soak"]  # started by python -m
 
 
 def blocks(page, language):
@@ -154,7 +155,7 @@ def test_every_command_shown_parses(words, monkeypatch):
         words = ["python", "train_gpt2.py", *words[2:]]
     if words[1] == "-m":
         name, arguments = words[2], words[3:]
-        assert name in [f"gpt2.{module}" for module in MODULES]
+        assert name in COMMANDS
     else:
         name, arguments = SCRIPTS[words[1]], words[2:]
     try:
@@ -188,7 +189,7 @@ def test_every_option_named_in_the_text_exists(monkeypatch):
     known = set()
     arguments = {"convert": ["a", "b"], "verify": ["a", "b"], "checkpoint": ["a"]}
     arguments |= {"evaluate": ["--model", "gpt2", "--data", "a"]}
-    for name in [*SCRIPTS.values(), *(f"gpt2.{module}" for module in MODULES)]:
+    for name in [*SCRIPTS.values(), *COMMANDS]:
         with monkeypatch.context() as patch:
             known |= parse(name, arguments.get(name.partition(".")[2], []), patch)._option_string_actions.keys()
     named = {

@@ -20,7 +20,7 @@ from gpt2 import GPT2, GPT2Config, errors
 from gpt2.errors import UserError
 from gpt2.formats.llmc import write_tokens
 from gpt2.training import checkpoint
-from tests.support.runs import contents, samples
+from tests.support.runs import contents, samples, saved_steps
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,7 @@ def begin_or_go_on():
 
     Where nothing was saved before the kill, --resume must refuse.
     """
-    said = max(map(int, re.findall(r"^saved out/model_(\d+)", log(), re.MULTILINE)), default=0)
+    said = max(saved_steps(log()), default=0)
     try:
         assert checkpoint.find("out", report=str).step >= said
         return ["--resume", "out"]

@@ -1,7 +1,6 @@
-"""A long run of the smallest model: what it holds of memory and open files does not grow."""
+"""Long runs: what one holds of memory and open files does not grow; a short soak loses nothing, and would say so."""
 
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -11,8 +10,11 @@ import pytest
 
 from gpt2 import GPT2, GPT2Config
 from gpt2.formats.llmc import write_tokens
+from tests.soak import show_table, soak
+from tests.support import disturbed
+from tests.support.runs import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+SOUND = [kind for kind in disturbed.KINDS if not kind.startswith("kernels")]
 STEPS = 20_000
 WARM = 4_000  # by then everything has happened many times
 OPTIONS = (
@@ -63,3 +65,31 @@ def test_memory_and_open_files_do_not_grow_with_the_steps(tmp_path):
     assert set(counted[:, 2]) == {counted[0, 2]}
     saved = [name for name in os.listdir(tmp_path / "out") if name.startswith(("model", "state"))]
     assert len(saved) == 4
+
+
+@pytest.mark.slow
+def test_a_short_soak_loses_nothing(tmp_path, capsys):
+    runs = soak(tmp_path, seconds=10, seed=0, kinds=SOUND)
+    assert [fault for run in runs for fault in run.faults] == [] and all(run.same for run in runs)
+    show_table(runs)
+    assert capsys.readouterr().out.endswith(": the same bits, 0 faults\n")
+
+
+@pytest.mark.slow
+def test_a_soak_with_damaged_kernels_loses_nothing(tmp_path):
+    runs = soak(tmp_path, seconds=60, seed=0, numbers=range(4), kinds=["kernels emptied"])
+    assert [fault for run in runs for fault in run.faults] == []
+
+
+@pytest.mark.slow
+def test_a_soak_finds_what_a_run_loses(tmp_path, monkeypatch, capsys):
+    def meddle(run, kind):
+        run.stand.in_peace(run.variant)
+        GPT2(GPT2Config(maxT=64, V=512, L=2, NH=2, C=32), seed=2).save(run.stand.folder / "tiny.bin")
+        return run.end(run.start(kind))
+
+    monkeypatch.setitem(disturbed.KINDS, "another model", (meddle, 1, "other models"))
+    (run,) = soak(tmp_path, seconds=0, seed=0, kinds=["another model"])
+    assert not run.same and "other bits than the run in peace" in run.faults
+    show_table([run])
+    assert "1 runs of OTHER BITS" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import sys
 import threading
 
 import numba
@@ -81,7 +82,11 @@ def _check_stack():
 def _after_fork():
     global _running, _forked, _lock, _starting
     _starting = threading.Lock()  # another thread may have held it
-    if _running and numba.threading_layer() == "omp":
+    try:
+        layer = numba.threading_layer()  # that other users of Numba may have started
+    except ValueError:
+        return
+    if layer == "omp" and sys.platform == "linux":  # GNU's, which kills the copy
         _running, _forked = False, True
     elif _lock is not None:
         _lock = threading.RLock()
