@@ -92,7 +92,7 @@ def test_a_step_after_which_something_fails_is_saved_and_made_up_for(monkeypatch
     elif what == "record":
         monkeypatch.setattr(Metrics, "write", wrap(Metrics.write, lambda self, record: record["step"]))
     else:
-        monkeypatch.setattr(Sampler, "show", wrap(Sampler.show, lambda self, step: step))
+        monkeypatch.setattr(Sampler, "show", wrap(Sampler.show, lambda self, step, stop: step))
     output = io.StringIO()
     with contextlib.redirect_stdout(output), pytest.raises(type(error)):
         train(options(checkpoint_every=checkpoint_every), on_step=on_step)

@@ -34,7 +34,7 @@ with StopSignals() as stop:
         time.sleep(30)  # the saving, which a second signal ends
 say("left")
 """
-MESSAGE = "finishing this step, then saving; a second signal ends at once"
+MESSAGE = "finishing this step, then saving; a second Ctrl-C or SIGTERM ends at once"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
