@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import reprlib
+import signal
 import sys
 
 from gpt2.output import LossyStream
@@ -61,6 +62,7 @@ def run_command(main, output_required=True):
     except MemoryError:
         sys.exit("error: out of memory; close other programs, or choose a smaller model, batch or sequence")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
