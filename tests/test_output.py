@@ -5,11 +5,16 @@ import errno
 import io
 import sys
 
+import numpy as np
 import pytest
 
-from gpt2 import GPT2, GPT2Config
+from gpt2 import GPT2, GPT2Config, evaluate
 from gpt2.convert import convert
+from gpt2.data import dataset
+from gpt2.data.dataset import prepare
+from gpt2.formats.llmc import write_tokens
 from gpt2.output import LossyStream, lossy_output
+from tests.support.vocabulary import BYTES
 
 
 class Broken(io.StringIO):
@@ -83,8 +88,32 @@ def test_the_first_error_is_raised_at_the_end_if_asked_for():
     assert done
 
 
-def test_a_model_is_converted_before_a_failing_print_is_an_error(tmp_path):
-    GPT2(GPT2Config(maxT=8, V=50, L=1, NH=2, C=12)).save(tmp_path / "a.bin")
+def convert_model(folder):
+    convert(folder / "model.bin", folder / "written.bin")
+
+
+def prepare_data(folder):
+    (folder / "text.txt").write_text("to be, or not to be " * 50)
+    prepare(folder / "text.txt", folder)
+
+
+def evaluate_model(folder):
+    write_tokens(folder / "val.bin", np.arange(100) % 50)
+    arguments = {"--model": folder / "model.bin", "--data": folder / "val.bin", "--json": folder / "results.json"}
+    evaluate.main([str(word) for pair in arguments.items() for word in pair])
+
+
+@pytest.mark.parametrize(
+    ("work", "written"),
+    [
+        (convert_model, ["written.bin"]),
+        (prepare_data, ["text_train.bin", "text_val.bin"]),
+        (evaluate_model, ["results.json"]),
+    ],
+)
+def test_files_are_written_before_a_failing_print_is_an_error(tmp_path, monkeypatch, work, written):
+    monkeypatch.setattr(dataset, "load_tokenizer", lambda folder: BYTES)
+    GPT2(GPT2Config(maxT=8, V=50, L=1, NH=2, C=12)).save(tmp_path / "model.bin")
     with contextlib.redirect_stdout(Broken(BrokenPipeError())), pytest.raises(BrokenPipeError):
-        convert(tmp_path / "a.bin", tmp_path / "b.bin")
-    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+        work(tmp_path)
+    assert all((tmp_path / name).stat().st_size for name in written)

@@ -183,6 +183,24 @@ def test_a_signal_in_the_last_step_leaves_its_validation_to_a_resumed_run(monkey
     assert contents("out", LAST) == contents("whole", LAST)
 
 
+def test_a_signal_in_a_validation_ends_it_and_leaves_it_to_a_resumed_run(monkeypatch):
+    train(options(out_dir="whole"))
+    forward, batches = GPT2.forward, []
+
+    def forward_with_signal(self, *batch):
+        if self.config == CONFIG:  # not the one that compiles the kernels
+            batches.append(batch)
+            if len(batches) == 7:  # step 0 has five, and so has step 5
+                signal.raise_signal(signal.SIGTERM)
+        return forward(self, *batch)
+
+    monkeypatch.setattr(GPT2, "forward", forward_with_signal)
+    assert train(options()).exit_status == 143 and len(batches) == 7
+    assert steps("out") == [5] and records()[-1]["step"] == 4
+    assert resume("out").exit_status is None
+    assert contents("out", LAST) == contents("whole", LAST)
+
+
 @pytest.mark.parametrize("step", [5, LAST])
 def test_a_signal_in_a_sample_ends_it_and_leaves_it_to_a_resumed_run(monkeypatch, capsys, step):
     train(options(out_dir="whole"))
