@@ -12,7 +12,9 @@ from gpt2.training.options import TrainOptions, add_arguments
 def parse_arguments(arguments=None):
     """Returns (options given, a dict; the folder to resume from or None; whether to resume anyway)."""
     parser = argparse.ArgumentParser(
-        description="Trains GPT-2 on the CPU, from its released weights unless --init says otherwise."
+        description="Trains GPT-2 on the CPU, from its released weights unless --init says otherwise.",
+        epilog="Ctrl-C, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU stop the run after the current step: it is saved "
+        "and the exit status is 128 + the signal's number. A second Ctrl-C or SIGTERM ends the process at once.",
     )
     add_arguments(parser)
     group = parser.add_argument_group("resuming")
@@ -44,4 +46,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, output_required=False)

@@ -14,8 +14,10 @@ from gpt2.errors import UserError, run_command
 from gpt2.formats import huggingface, llmc
 from gpt2.formats.files import atomic_folder, open_to_read
 from gpt2.formats.pretrained import load_weights
+from gpt2.output import lossy_output
 
 
+@lossy_output(then_raise=True)
 def convert(source, target, dtype="float32", force=False, data_dir=None):
     """Converts the model `source`, any name that pretrained.load_weights takes, and writes it to `target`, atomically.
 

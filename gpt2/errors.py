@@ -1,9 +1,13 @@
 """Errors that the user can fix, and how a command exits on one."""
 
 import errno
+import io
 import os
 import reprlib
+import signal
 import sys
+
+from gpt2.output import LossyStream
 
 
 class UserError(Exception):
@@ -28,38 +32,45 @@ def safe_repr(value):
     return shortened.repr(value)
 
 
-def run_command(main):
+def run_command(main, output_required=True):
     """Calls `main()` and exits with the status it returns.
 
     A UserError, OSError or MemoryError prints one line on stderr and exits with 1, Ctrl-C exits with 130, and a closed
-    output pipe exits silently with 141.
+    output pipe exits silently with 141. output_required: False drops what stdout cannot take instead. stderr is always
+    lossy, and characters that cannot be encoded are escaped.
     """
+    _open_standard_descriptors()
+    sys.stderr = LossyStream(sys.stderr)
+    if not output_required:
+        sys.stdout = LossyStream(sys.stdout)
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = main()
+        try:
+            status = main()
+        except SystemExit as ended:  # argparse, after --help
+            status = ended.code
         if sys.stdout is not None:
             sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        sys.exit(141)
     except OSError as error:
-        _discard_unwritable_output()
-        if isinstance(error, BrokenPipeError):
-            sys.exit(141)
         sys.exit(f"error: {from_os_error(error, error.filename or 'input/output')}")
     except MemoryError:
         sys.exit("error: out of memory; close other programs, or choose a smaller model, batch or sequence")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        sys.stdout = LossyStream(sys.stdout)  # Python's own flush at exit would change the status to 120
 
 
-def _discard_unwritable_output():
-    """Redirects an unwritable stdout to /dev/null.
-
-    Otherwise Python retries the flush at exit and prints a traceback.
-    """
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _open_standard_descriptors():
+    """Opens those of the descriptors 0 to 2 that are closed: a file that got one would receive what is printed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)

@@ -24,6 +24,7 @@ from gpt2.inference.evaluation import (
 from gpt2.inference.warmup import prepare_kernels
 from gpt2.machine import set_threads
 from gpt2.model import GPT2
+from gpt2.output import lossy_output
 
 BATCH_TOKENS = 1024  # in a batch by default: enough rows for matrix products to run at full speed
 
@@ -153,7 +154,8 @@ def main(arguments=None):
     else:
         path = pathlib.Path(options.json)
         _check_writable(path)
-        _write(path, _as_json(evaluate(options)) + "\n")
+        with lossy_output(then_raise=True):
+            _write(path, _as_json(evaluate(options)) + "\n")
 
 
 def _as_json(results):

@@ -1,6 +1,7 @@
 """How a command exits: one line and a status for errors that the user can fix, a traceback for bugs."""
 
 import errno
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,6 +9,25 @@ import sys
 import pytest
 
 from gpt2.errors import UserError, from_os_error, run_command, safe_repr
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+BEGINNING = f"""
+import os, sys, types
+sys.modules["gpt2"] = types.ModuleType("gpt2")  # without its model, whose import takes most of a test
+sys.modules["gpt2"].__path__ = [{str(ROOT / "gpt2")!r}]
+from gpt2.errors import UserError, run_command
+"""
+
+
+def command(main, redirection="", **environment):
+    """Runs a command whose `main` is the body of a function; returns the CompletedProcess, outputs in bytes."""
+    body = "".join(f"    {line}\n" for line in main.splitlines())
+    script = f"{BEGINNING}def main():\n{body}run_command(main)"
+    shell = ["bash", "-c", f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}', "bash", sys.executable, "-c", script]
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(shell, cwd=ROOT, env=inherited | environment, capture_output=True, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +69,11 @@ def test_the_status_is_that_of_main_and_a_bug_keeps_its_traceback(capsys):
         run_command(lambda: 1 / 0)
 
 
-def test_ctrl_c_exits_with_130(capsys):
-    def main():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as ended:
-        run_command(main)
-    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+def test_ctrl_c_exits_with_130_however_often_it_is_pressed():
+    # The second while the first unwinds, the third while Python ends.
+    ctrl_c = "import atexit, signal\natexit.register(signal.raise_signal, signal.SIGINT)\n"
+    ended = command(f"{ctrl_c}try: signal.raise_signal(signal.SIGINT)\nfinally: signal.raise_signal(signal.SIGINT)")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"interrupted\n")
 
 
 def test_an_os_error_without_a_message_still_names_the_path():
@@ -64,21 +82,53 @@ def test_an_os_error_without_a_message_still_names_the_path():
 
 @pytest.mark.parametrize("flush", [True, False])
 @pytest.mark.parametrize(
-    ("output", "status", "message"),
-    [("closed pipe", 141, ""), ("/dev/full", 1, "error: input/output: the disk is full; free some space")],
+    ("redirection", "status", "message"),
+    [
+        (">(exit 0)", 141, b""),
+        ("/dev/full", 1, b"error: input/output: the disk is full; free some space or choose another folder\n"),
+    ],
 )
-def test_unwritable_output(output, status, message, flush):
-    script = f"from gpt2.errors import run_command\nrun_command(lambda: print('text', flush={flush}))"
-    root = pathlib.Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-c", script]
-    if output == "closed pipe":
-        process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        process.stdout.close()
-        errors, ended = process.stderr.read(), process.wait(60)
-        process.stderr.close()
-    else:
-        with open(output, "w") as full:
-            run = subprocess.run(command, cwd=root, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-        errors, ended = run.stderr, run.returncode
-    assert ended == status
-    assert errors.startswith(message) and errors.count("\n") == bool(message)
+def test_unwritable_output(redirection, status, message, flush):
+    wait = "import time; time.sleep(0.3)\n"  # until nobody reads
+    ended = command(f"{wait}print('text', flush={flush})", f"> {redirection}")
+    assert (ended.returncode, ended.stderr) == (status, message)
+
+
+@pytest.mark.parametrize(
+    ("main", "status"),
+    [
+        ("return 3", 3),
+        ("raise UserError('x.bin: empty')", 1),
+        ("raise KeyboardInterrupt", 130),
+        ("import argparse; argparse.ArgumentParser().parse_args(['--no'])", 2),
+    ],
+)
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&1 | true", "2>/dev/full >&-"])
+def test_the_status_stands_although_the_message_cannot_be_shown(main, status, redirection):
+    ended = command(f"print('some text', file=sys.stderr)\n{main}", redirection)
+    assert (ended.returncode, ended.stdout) == (status, b"")
+
+
+@pytest.mark.parametrize("redirection", ["> /dev/full", "| true"])
+def test_an_error_is_not_lost_with_the_output_before_it(redirection):
+    ended = command("import time; time.sleep(0.3)\nprint('text')\nraise UserError('x.bin: empty')", redirection)
+    assert (ended.returncode, ended.stderr) == (1, b"error: x.bin: empty\n")
+
+
+def test_help_that_nobody_reads_ends_quietly():
+    parser = "import argparse, time; time.sleep(0.3)\nargparse.ArgumentParser().parse_args(['--help'])"
+    ended = command(parser, "| true")
+    assert ended.returncode in (0, 141) and ended.stderr == b""
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_characters_that_cannot_be_encoded_are_escaped(environment):
+    main = r"print('\u2019'); print('\udce9', file=sys.stderr); raise UserError('\u4e16')"
+    ended = command(main, **environment)
+    assert (ended.returncode, ended.stdout) == (1, b"\\u2019\n")
+    assert ended.stderr == b"\\udce9\nerror: \\u4e16\n"
+
+
+def test_no_file_gets_the_descriptor_of_a_closed_stream():
+    main = "file = open(os.devnull)\nreturn file.fileno() if os.write(1, b'1') + os.write(2, b'2') == 2 else 0"
+    assert command(main, "<&- >&- 2>&-").returncode > 2

@@ -15,6 +15,7 @@ from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
 from gpt2.formats import files
 from gpt2.formats.llmc import write_tokens
+from gpt2.output import lossy_output
 
 TINY_NAME = "tiny_shakespeare"
 TINY = download.Pin(1_115_394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
@@ -28,6 +29,7 @@ VAL_TOKENS = 32_768
 MIN_TOKENS = 20  # so that the validation tenth has a token and its target
 
 
+@lossy_output(then_raise=True)
 def prepare(input_path=None, data_dir=None):
     """Tokenises a text into `data_dir`/NAME_train.bin and NAME_val.bin, reporting on stdout. Returns the two paths.
 

@@ -14,6 +14,7 @@ from gpt2.errors import UserError
 from gpt2.inference.warmup import prepare_kernels
 from gpt2.machine import set_threads
 from gpt2.optimizer import AdamW
+from gpt2.output import lossy_output
 from gpt2.training import checkpoint, report
 from gpt2.training.options import TrainOptions
 from gpt2.training.resume import resumed_options
@@ -41,6 +42,7 @@ class TrainResult:
         return None if self.signal is None else 128 + self.signal
 
 
+@lossy_output()
 def train(options, *, optimizer=AdamW, on_step=None):
     """Trains as TrainOptions say, from the first step on; returns a TrainResult.
 
@@ -55,6 +57,7 @@ def train(options, *, optimizer=AdamW, on_step=None):
         return _take_steps(run, on_step)
 
 
+@lossy_output()
 def resume(folder, changes=(), anyway=False, *, optimizer=AdamW, on_step=None):
     """Continues the run in a folder from its newest whole checkpoint, as `train` would have; returns a TrainResult.
 
@@ -104,13 +107,12 @@ def _take_steps(run, on_step):
                 complete = _after_step(run, stop, on_step, result)
         if state.step or options.max_steps == 0:
             run.save()
-    if state.step < options.max_steps or not complete:
-        result.signal = stop.received
-        if run.saved is not None:
+        if state.step < options.max_steps or not complete:
+            result.signal = stop.received
+            if run.saved is None:
+                return result
             print(f"resume with: python train_gpt2.py --resume {shlex.quote(str(run.folder))}", flush=True)
-    else:
-        run.metrics.draw()
-        print(f"losses in {run.metrics.path} and {run.metrics.picture}")
+        _draw(run.metrics)
     return result
 
 
@@ -124,8 +126,9 @@ def _after_step(run, stop, on_step, result):
             return False
         record["val_loss"] = result.val_losses[state.step] = loss
         state.note_loss("val_loss", loss)
-    if run.sampler and state.step and (last or _due(state.step, options.sample_every)):
-        run.sampler.show(state.step)
+    sample = run.sampler and state.step and (last or _due(state.step, options.sample_every))
+    if sample and not run.sampler.show(state.step, stop):
+        return False
     if on_step and state.step:
         on_step(state, record)
     # Last: a step without a record is one that a resumed run completes.
@@ -145,6 +148,17 @@ def _saved_if_it_fails(run):
         except UserError as error:
             print(f"step {run.state.step} could not be saved: {error}", file=sys.stderr, flush=True)
         raise
+
+
+def _draw(metrics):
+    """Draws the losses. The run is saved and its exit status stands, whatever becomes of the picture."""
+    try:
+        metrics.draw()
+    except Exception as error:
+        reason = error if isinstance(error, UserError) else repr(error)
+        print(f"{metrics.picture} could not be drawn: {reason}", file=sys.stderr, flush=True)
+    else:
+        print(f"losses in {metrics.path} and {metrics.picture}", flush=True)
 
 
 def _due(step, every):

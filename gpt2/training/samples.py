@@ -26,14 +26,22 @@ class Sampler:
         length = min(model.config.maxT, len(self.prompt_tokens) + count)
         self.context = Context(model.config, model.params_flat, length=length)
 
-    def show(self, step):
-        """Generates and prints the sample of a step."""
+    def show(self, step, stop):
+        """Generates and prints the sample of a step. Returns False, with nothing printed, once `stop.received`.
+
+        stop: a signals.StopSignals.
+        """
         self.context.forget(self.context.tokens.size)
         self.context.add([self.prompt_tokens])
         rng = np.random.default_rng([self.seed, step])
-        tokens = [token.id for (token,) in generate(self.context, self.count, Sampling(), [rng])]
+        tokens = []
+        for (token,) in generate(self.context, self.count, Sampling(), [rng]):
+            if stop.received:
+                return False
+            tokens.append(token.id)
         text = " ".join(map(str, tokens)) if self.encoding is None else self.encoding.decode(tokens)
         print(f"--- sample ---\n{self.prompt}{text}\n--------------", flush=True)
+        return True
 
 
 def _encoding(V):

@@ -1,28 +1,39 @@
-"""Signals that stop a run: the first lets it finish its step and save, the second ends it at once."""
+"""Signals that stop a run after its step, saved. Ctrl-C or SIGTERM once more ends it at once."""
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A person or a supervisor asks: a second one is meant.
+REQUESTS = (signal.SIGINT, signal.SIGTERM)
+# The terminal is gone, the CPU time is used up, a batch system gives notice (Slurm, SGE). These repeat by themselves.
+NOTICES = (signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
+FATAL = (signal.SIG_DFL, signal.default_int_handler)
 
 
 class StopSignals:
-    """A context that records SIGINT and SIGTERM in `received`: the signal's number, None until one arrives.
+    """A context that records the first signal of REQUESTS or NOTICES in `received`: its number, None until it arrives.
 
-    The first is acknowledged on standard error. The second, of either kind, ends the process with that signal's status.
-    Both are handled when the running kernel returns; signals of one kind that arrive before that count as one. Python
-    handles signals in its main thread only: in any other thread this context does nothing.
+    It and the first request are acknowledged on standard error. A second request, of either kind, ends the process with
+    that signal's status; further notices are ignored. All are handled when the running kernel returns; signals of one
+    kind that arrive before that count as one. A signal that would not end the process, because the parent ignores it
+    or the caller has a handler of its own, keeps its meaning. Python handles signals in its main thread only: in any
+    other thread this context does nothing.
     """
 
     def __init__(self):
         self.received = None
+        self._requested = False
         self._previous = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            for number in REQUESTS + NOTICES:
+                if (handler := signal.getsignal(number)) in FATAL:
+                    self._previous[number] = handler
+                    signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error):
@@ -30,11 +41,26 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number, frame):
-        if self.received is not None:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.received = number
-        # Not print(): the signal may have interrupted one, and streams are not reentrant.
-        with contextlib.suppress(OSError):
-            message = f"{signal.Signals(number).name}: finishing this step, then saving; a second signal ends at once\n"
-            os.write(2, message.encode())
+        if number in REQUESTS:
+            if self._requested:
+                _end(number)
+            self._requested = True
+        elif self.received is not None:
+            return
+        self.received = self.received or number
+        _acknowledge(number)
+
+
+def _acknowledge(number):
+    if sys.__stderr__ is None:
+        return  # descriptor 2 was closed; it may belong to a file by now
+    more = "; a second Ctrl-C or SIGTERM ends at once" if number in REQUESTS else ""
+    # Not print(): the signal may have interrupted one, and streams are not reentrant.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{signal.Signals(number).name}: finishing this step, then saving{more}\n".encode())
+
+
+def _end(number):
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    os._exit(128 + number)  # PID 1 of a container ignores a signal that has no handler

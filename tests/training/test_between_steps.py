@@ -11,8 +11,10 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.errors import UserError
 from gpt2.formats.llmc import write_tokens
 from gpt2.formats.run import steps
+from gpt2.inference.sampling import generate
 from gpt2.machine import available_threads, set_threads
 from gpt2.training import checkpoint, loop
+from gpt2.training import samples as training_samples
 from gpt2.training.loop import resume, train
 from gpt2.training.metrics import Metrics
 from gpt2.training.options import TrainOptions
@@ -92,7 +94,7 @@ def test_a_step_after_which_something_fails_is_saved_and_made_up_for(monkeypatch
     elif what == "record":
         monkeypatch.setattr(Metrics, "write", wrap(Metrics.write, lambda self, record: record["step"]))
     else:
-        monkeypatch.setattr(Sampler, "show", wrap(Sampler.show, lambda self, step: step))
+        monkeypatch.setattr(Sampler, "show", wrap(Sampler.show, lambda self, step, stop: step))
     output = io.StringIO()
     with contextlib.redirect_stdout(output), pytest.raises(type(error)):
         train(options(checkpoint_every=checkpoint_every), on_step=on_step)
@@ -179,6 +181,59 @@ def test_a_signal_in_the_last_step_leaves_its_validation_to_a_resumed_run(monkey
     assert [record["step"] for record in records()] == list(range(LAST))
     assert resume("out").exit_status is None
     assert contents("out", LAST) == contents("whole", LAST)
+
+
+def test_a_signal_in_a_validation_ends_it_and_leaves_it_to_a_resumed_run(monkeypatch):
+    train(options(out_dir="whole"))
+    forward, batches = GPT2.forward, []
+
+    def forward_with_signal(self, *batch):
+        if self.config == CONFIG:  # not the one that compiles the kernels
+            batches.append(batch)
+            if len(batches) == 7:  # step 0 has five, and so has step 5
+                signal.raise_signal(signal.SIGTERM)
+        return forward(self, *batch)
+
+    monkeypatch.setattr(GPT2, "forward", forward_with_signal)
+    assert train(options()).exit_status == 143 and len(batches) == 7
+    assert steps("out") == [5] and records()[-1]["step"] == 4
+    assert resume("out").exit_status is None
+    assert contents("out", LAST) == contents("whole", LAST)
+
+
+@pytest.mark.parametrize("step", [5, LAST])
+def test_a_signal_in_a_sample_ends_it_and_leaves_it_to_a_resumed_run(monkeypatch, capsys, step):
+    train(options(out_dir="whole"))
+    whole = samples(capsys.readouterr().out)
+    tokens = []
+
+    def generate_with_signal(*arguments):
+        for token in generate(*arguments):
+            tokens.append(token)
+            if len(tokens) == (2 if step == 5 else 8):  # a sample has six
+                signal.raise_signal(signal.SIGTERM)
+            yield token
+
+    monkeypatch.setattr(training_samples, "generate", generate_with_signal)
+    assert train(options()).exit_status == 143 and len(tokens) == (2 if step == 5 else 8)
+    assert steps("out") == [step] and [record["step"] for record in records()] == list(range(step))
+    assert resume("out").exit_status is None
+    assert samples(capsys.readouterr().out) == whole and contents("out", LAST) == contents("whole", LAST)
+
+
+def test_from_python_too_a_failing_print_changes_nothing_and_the_stream_stays_the_callers():
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    train(options(out_dir="whole"))
+    output = Gone()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        train(options(), on_step=lambda state, record: print("mine"))
+        resume("out", {"out_dir": "moved", "max_steps": LAST + 1})
+        with pytest.raises(BrokenPipeError):
+            print("after it, errors are the caller's again")
+    assert contents("out", LAST) == contents("whole", LAST) and steps("moved") == [LAST + 1]
 
 
 def test_no_step_at_all_still_validates(capsys):

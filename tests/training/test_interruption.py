@@ -1,8 +1,9 @@
-"""Signals to real runs of train_gpt2.py: what they leave, and how it goes on; two runs in one folder."""
+"""Signals to real runs of train_gpt2.py, output that cannot be shown; what they leave, and how it goes on."""
 
 import contextlib
 import os
 import pathlib
+import pty
 import re
 import shlex
 import signal
@@ -79,7 +80,7 @@ def train(*arguments):
 
 
 @contextlib.contextmanager
-def started(command):
+def started(command, **options):
     """A process with both its outputs in one pipe, which is so small that a run waits until what it prints is read."""
     process = subprocess.Popen(
         command,
@@ -88,12 +89,14 @@ def started(command):
         stderr=subprocess.STDOUT,
         pipesize=4096,
         text=True,
+        **options,
     )
     try:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def read_until(process, pattern):
@@ -110,7 +113,10 @@ def last_step(output):
     return int(re.findall(rf"^step +(\d+)/{STEPS} ", output, re.MULTILINE)[-1])
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138), (signal.SIGXCPU, 152)],
+)
 def test_a_signal_saves_the_step_just_finished_and_the_command_printed_goes_on(files, folder, number, status):
     with started([*SCRIPT, *OPTIONS, "--out-dir", "a folder"]) as process:
         output = read_until(process, r"^step +5/")
@@ -119,6 +125,7 @@ def test_a_signal_saves_the_step_just_finished_and_the_command_printed_goes_on(f
     assert process.returncode == status and "Traceback" not in output
     step = last_step(output)
     assert 5 <= step < STEPS and checkpoint.find("a folder", report=pytest.fail).step == step
+    assert pathlib.Path("a folder/loss.png").read_bytes().startswith(b"\x89PNG")
     (command,) = re.findall(r"^resume with: python train_gpt2.py (.*)$", output, re.MULTILINE)
     arguments = shlex.split(command)
     assert arguments == ["--resume", "a folder"]
@@ -126,6 +133,98 @@ def test_a_signal_saves_the_step_just_finished_and_the_command_printed_goes_on(f
     assert resumed.returncode == 0, resumed.stderr
     assert f"a folder after step {step}\n" in resumed.stdout
     assert contents("a folder", STEPS) == contents(files / "whole", STEPS)
+
+
+def test_ctrl_c_to_a_pipeline_saves_although_its_reader_is_gone(files, folder):
+    # Ctrl-C on a terminal goes to all processes of the pipeline.
+    with started([*SCRIPT, *OPTIONS], process_group=0) as process:
+        tee = subprocess.Popen(
+            ["tee", "log"], stdin=process.stdout, stdout=subprocess.PIPE, text=True, process_group=process.pid
+        )
+        process.stdout.close()
+        with tee:
+            output = read_until(tee, r"^step +5/")
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(60) == 130
+            assert "Traceback" not in output + tee.stdout.read()
+    assert 5 <= checkpoint.find("out", report=pytest.fail).step < STEPS
+    assert train("--resume", "out") is None
+    assert contents("out", STEPS) == contents(files / "whole", STEPS)
+
+
+def test_a_terminal_that_goes_away_stops_the_run_saved(files, folder):
+    terminal, other_end = pty.openpty()
+    command = ["setsid", "--ctty", *SCRIPT, *OPTIONS]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdin=other_end, stdout=other_end, stderr=other_end) as process:
+        os.close(other_end)
+        output = b""
+        while b"step   5/" not in output:
+            output += os.read(terminal, 4096)
+        os.close(terminal)  # SIGHUP; from now on, writing is an Input/output error
+        try:
+            assert process.wait(60) == 129
+        finally:
+            process.kill()
+    assert 5 <= checkpoint.find("out", report=pytest.fail).step < STEPS
+    assert train("--resume", "out") is None
+    assert contents("out", STEPS) == contents(files / "whole", STEPS)
+
+
+# Every sample is of curly quotes.
+QUOTES = """
+import runpy, sys, types
+from gpt2.data import tokenizer
+tokenizer.EOT = 49
+tokenizer.load_tokenizer = lambda: types.SimpleNamespace(decode=lambda tokens: chr(0x2019))
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+SHORT = ["-x", "6", "--val-every", "2", "--sample-every", "1", "--checkpoint-every", "2"]
+
+
+@pytest.fixture(scope="module")
+def short(files):
+    """An output folder of a short run in peace."""
+    with contextlib.chdir(files):
+        train(*OPTIONS, *SHORT, "--sample-every", "0", "--out-dir", "short")
+    return files / "short"
+
+
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        "| head -n 1",
+        "2>&1 | true",
+        ">/dev/full",
+        ">/dev/full 2>/dev/full",
+        ">&-",
+        "2>&-",
+        ">&- 2>&-",
+    ],
+)
+@pytest.mark.parametrize("buffering", ["", "1"])
+def test_output_that_cannot_be_shown_changes_nothing(short, folder, redirection, buffering):
+    shell = ["bash", "-c", f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}', "bash"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": buffering}
+    command = [*shell, sys.executable, "-c", QUOTES, SCRIPT[1], *OPTIONS, *SHORT]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr and "Exception" not in ended.stderr
+    assert contents("out", 6) == contents(short, 6)
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+@pytest.mark.parametrize("out", [b"caf\xe9", "世界".encode()])
+def test_what_cannot_be_encoded_changes_nothing(short, folder, environment, out):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    command = [sys.executable, "-c", QUOTES, SCRIPT[1], *OPTIONS, *SHORT, "--out-dir", out]
+    ended = subprocess.run(command, env=environment, capture_output=True, timeout=300)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout.count(b"--- sample ---\n\\u2019\n") == 6
+    listing = [sys.executable, "-m", "gpt2.checkpoint", out]
+    pathlib.Path(os.fsdecode(out), "state_00000004.bin").write_bytes(b"")
+    listed = subprocess.run(listing, env=environment, capture_output=True, timeout=300)
+    assert (listed.returncode, listed.stderr) == (0, b"") and listed.stdout.count(b"\n") == 3
+    assert contents(os.fsdecode(out), 6) == contents(short, 6)
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])

@@ -185,14 +185,19 @@ def test_too_little_memory_or_disk_is_said_before_it_is_taken(folder, monkeypatc
     assert os.listdir("out") == [".lock"]
 
 
-def test_a_picture_that_cannot_be_drawn_does_not_cost_the_model(folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"), [(UserError("the disk is full"), "the disk is full"), (MemoryError(), "MemoryError()")]
+)
+def test_a_picture_that_cannot_be_drawn_costs_neither_the_model_nor_the_status(
+    folder, monkeypatch, capsys, error, reason
+):
     def refuse(self):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr(metrics.Metrics, "draw", refuse)
-    with pytest.raises(MemoryError):
-        train()
+    assert train() is None
     assert load_model("out/model_00000004.bin")[0] == CONFIG
+    assert capsys.readouterr().err == f"out/loss.png could not be drawn: {reason}\n"
 
 
 def test_a_number_that_is_not_finite_stops_the_run_and_says_where_it_came_up(folder):

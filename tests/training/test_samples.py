@@ -7,6 +7,7 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.data import tokenizer
 from gpt2.errors import UserError
 from gpt2.training.samples import Sampler
+from gpt2.training.signals import StopSignals
 from tests.support.numeric import randomise
 from tests.support.vocabulary import BYTES
 
@@ -39,7 +40,7 @@ def random_model():
 
 def shown(sampler, step, capsys):
     capsys.readouterr()
-    sampler.show(step)
+    sampler.show(step, StopSignals())
     return capsys.readouterr().out
 
 
