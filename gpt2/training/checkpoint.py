@@ -41,12 +41,14 @@ from gpt2.formats.run import (
 )
 from gpt2.layout import parameter_layout
 from gpt2.training.metrics import read_losses
+from gpt2.training.run_folder import require_lock
 
 MAGIC, VERSION = 20261121, 1
 DIGEST_BYTES = 32
 # m and v are 64-byte aligned, for mmap.
 ALIGNMENT = 64
 JSON_LIMIT = 2**22
+JSON_GROWTH = 2**16  # bytes that the JSON may take more at a later step
 CHUNK = 2**20  # bytes read and hashed at a time
 
 
@@ -93,19 +95,33 @@ def save(folder, model, optimizer, progress, keep):
     """
     folder, step = pathlib.Path(folder), progress["step"]
     assert 0 <= step < STEP_LIMIT and keep >= 1
+    require_lock(folder)
     model_path, state_path = checkpoint_paths(folder, step)
     with atomic_write(model_path) as file, HashedFile(file) as hashed:
         write_model(hashed, model.config, model.params_flat)
         model_record = _record(hashed)
+        require_lock(folder)  # once more before each file gets its name: writing takes seconds
     facts = {"progress": progress, "optimizer_steps": optimizer.steps, "model": model_record}
     with atomic_write(state_path) as file, HashedFile(file) as hashed:
         _write_state(hashed, model.config, optimizer, facts, state_path)
         state_record = _record(hashed)
+        require_lock(folder)
     manifest = make_manifest(step, model_record, state_record)
     with atomic_write(folder / MANIFEST) as file:
         file.write(manifest)
+        require_lock(folder)
     _prune(folder, step, keep, steps(folder))
     return Checkpoint(folder, step, model_path, state_path, progress, optimizer.steps, manifest)
+
+
+def require_savable(folder, progress):
+    """Raises UserError if what `save` is given at the start of a run would be too long to save at a later step."""
+    size = len(json.dumps(progress))
+    if size > JSON_LIMIT - JSON_GROWTH:
+        raise UserError(
+            f"{folder}: {size:,} bytes of metadata about the run, more than a checkpoint holds ({JSON_LIMIT:,}): name "
+            "fewer files in --train-data and --val-data, by shorter paths, or by a glob in quotes"
+        )
 
 
 def finish_interrupted_save(found, keep):

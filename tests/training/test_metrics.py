@@ -37,7 +37,7 @@ def line(step, **more):
 
 def test_a_line_for_each_record(tmp_path):
     put(tmp_path, line(7))
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     assert read(tmp_path) == []  # a new run starts a new file
     records = [{"step": 0, "val_loss": 11.0}, {"step": 1, "train_loss": 10.5, "lr": 3e-4}]
     for count, record in enumerate(records, start=1):
@@ -49,13 +49,13 @@ def test_a_line_for_each_record(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
 def test_what_is_not_finite_is_null(tmp_path, value):
     record = {"step": 1, "train_loss": value, "grad_norm": 2.0}
-    Metrics(tmp_path).write(record)
+    Metrics.start(tmp_path).write(record)
     assert read(tmp_path) == [{"step": 1, "train_loss": None, "grad_norm": 2.0}]
     assert record["train_loss"] is value
 
 
 def test_records_are_not_kept_in_memory(tmp_path):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     metrics.write({"step": 0})
     tracemalloc.start()
     try:
@@ -70,7 +70,7 @@ def test_records_are_not_kept_in_memory(tmp_path):
 
 
 def test_resumed_file_goes_on_after_the_step(tmp_path, capsys):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     for step in range(8):
         metrics.write({"step": step, "run": 1})
     metrics = Metrics.resume(tmp_path, tmp_path, 5)
@@ -195,7 +195,7 @@ SCRIPT = """
 import pathlib, sys
 from gpt2.training.metrics import Metrics
 folder, step = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-metrics = Metrics.resume(folder, folder, step) if step else Metrics(folder)
+metrics = Metrics.resume(folder, folder, step) if step else Metrics.start(folder)
 while True:
     step += 1
     metrics.write({"step": step, "train_loss": 1 / step})
@@ -240,7 +240,7 @@ class PartialFile:
 
 @pytest.mark.parametrize("room", [0, 20])
 def test_full_disk_tears_at_most_the_last_line(tmp_path, monkeypatch, room):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     metrics.write({"step": 0})
     monkeypatch.setattr("builtins.open", lambda *args, real=open, **more: PartialFile(real(*args, **more), room))
     with pytest.raises(UserError, match=r"metrics\.jsonl: the disk is full"):
@@ -252,7 +252,7 @@ def test_full_disk_tears_at_most_the_last_line(tmp_path, monkeypatch, room):
 
 
 def test_partial_writes_are_completed(tmp_path, monkeypatch):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     monkeypatch.setattr("builtins.open", lambda *args, real=open, **more: PartialFile(real(*args, **more), 1000))
     metrics.write({"step": 1, "train_loss": 1.25})
     monkeypatch.undo()
@@ -274,7 +274,7 @@ def test_failing_resumption_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_sync_reaches_the_disk_or_says_why_not(tmp_path, monkeypatch):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     metrics.sync()
@@ -290,7 +290,7 @@ def test_sync_reaches_the_disk_or_says_why_not(tmp_path, monkeypatch):
 
 def test_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl: No such file"):
-        Metrics(tmp_path / "missing")
+        Metrics.start(tmp_path / "missing")
 
 
 def test_picture_shows_what_the_file_holds(tmp_path, monkeypatch):
@@ -302,7 +302,7 @@ def test_picture_shows_what_the_file_holds(tmp_path, monkeypatch):
         return plot(self, x, y, *style, label=label)
 
     monkeypatch.setattr(matplotlib.axes.Axes, "plot", record)
-    Metrics(tmp_path).write({"step": 0, "val_loss": 11.0})
+    Metrics.start(tmp_path).write({"step": 0, "val_loss": 11.0})
     metrics = Metrics.resume(tmp_path, tmp_path, 0)
     for step, loss in ((1, 10.0), (2, math.nan), (3, 9)):
         metrics.write({"step": step, "train_loss": loss})
@@ -321,6 +321,6 @@ def test_picture_shows_what_the_file_holds(tmp_path, monkeypatch):
 
 
 def test_picture_of_nothing(tmp_path):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     metrics.draw()
     assert metrics.picture.read_bytes().startswith(b"\x89PNG")
