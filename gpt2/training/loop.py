@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import shlex
 import sys
 import time
 
@@ -107,7 +106,7 @@ def _take_steps(run, on_step):
     if state.step < options.max_steps or not complete:
         result.signal = stop.received
         if run.saved is not None:
-            print(f"resume with: python train_gpt2.py --resume {shlex.quote(str(run.folder))}", flush=True)
+            print(f"resume with: {run.resume_command}", flush=True)
     else:
         run.metrics.draw()
         print(f"losses in {run.metrics.path} and {run.metrics.picture}")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import os
 import pathlib
+import shlex
 import time
 
 import numpy as np
@@ -71,6 +73,16 @@ class Run:
         """What a checkpoint holds besides the arrays: a dict for JSON."""
         description = resume.run_description(self.options, self.state.loader, self.val_loader, self.found)
         return self.state.to_dict() | description
+
+    @property
+    def resume_command(self):
+        """The command that continues the run, one line for a shell whatever the folder's name."""
+        folder = str(self.folder)
+        folder = f"./{folder}" if folder.startswith("-") else folder
+        if folder.isprintable():
+            return f"python train_gpt2.py --resume {shlex.quote(folder)}"
+        escaped = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
+        return f"python train_gpt2.py --resume $'{escaped}'"
 
     def require_savable(self):
         """Raises UserError, before the first step, if there is too much to say of the run in a checkpoint."""

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -7,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import tracemalloc
 
 import numpy as np
@@ -74,6 +76,33 @@ def test_what_was_saved_is_found_bit_for_bit(tmp_path):
     assert fresh.m is m and fresh.v is v
     assert m.tobytes() == optimizer.m.tobytes() and v.tobytes() == optimizer.v.tobytes()
     assert fresh.steps == 20
+
+
+def test_saving_needs_no_thread(tmp_path, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    save(tmp_path, 3)
+    assert find_with_reports(tmp_path)[1] == []
+
+
+def test_saving_needs_no_fsync_where_a_file_system_has_none(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    save(tmp_path, 3)
+    assert find_with_reports(tmp_path)[1] == []
+
+
+def test_folders_named_like_checkpoints_are_not_taken_for_them(tmp_path):
+    for name in (*pair(2), ".model_00000001.bin.abcd_123"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        checkpoint.find(tmp_path, pytest.fail)
+    save(tmp_path, 3, keep=1)
+    assert find_with_reports(tmp_path)[1] == [] and (tmp_path / pair(2)[0]).is_dir()
 
 
 def test_the_state_file_is_laid_out_as_described(tmp_path):

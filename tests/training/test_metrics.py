@@ -13,7 +13,7 @@ import pytest
 
 from gpt2.errors import UserError
 from gpt2.formats import files
-from gpt2.training.metrics import Metrics
+from gpt2.training.metrics import LINE_LIMIT, Metrics
 
 
 def read(folder):
@@ -67,6 +67,69 @@ def test_records_are_not_kept_in_memory(tmp_path):
         tracemalloc.stop()
     assert len(read(tmp_path)) == 2001
     assert grown < 20_000  # 2,000 records would take 500,000 bytes and more
+
+
+def test_looking_at_a_file_does_not_empty_it(tmp_path):
+    put(tmp_path, line(1, train_loss=2.0))
+    for folder in (tmp_path, str(tmp_path)):
+        metrics = Metrics(folder)
+        metrics.draw()
+        assert metrics.losses("train_loss")[1].tolist() == [2.0]
+        assert steps(tmp_path) == [1] and metrics.picture.exists()
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path, capsys):
+    with open(tmp_path / "metrics.jsonl", "wb") as file:
+        file.write(line(1, train_loss=1.0))
+        file.seek(10**8, os.SEEK_CUR)
+        file.write(b"\n" + line(2, train_loss=2.0))
+        file.seek(10**8, os.SEEK_CUR)
+        file.write(b"0")
+    tracemalloc.start()
+    try:
+        metrics = Metrics.resume(tmp_path, tmp_path, 5)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+    assert steps(tmp_path) == [1, 2] and metrics.losses("train_loss")[1].tolist() == [1.0, 2.0]
+    assert capsys.readouterr().out == f"{tmp_path / 'metrics.jsonl'}: 1 damaged line skipped\n"
+
+
+def test_a_record_of_any_length_is_read_back_or_refused(tmp_path):
+    room = LINE_LIMIT - len(line(1, x=""))
+    metrics = Metrics.start(tmp_path)
+    metrics.write({"step": 1, "x": room * "x"})
+    with pytest.raises(UserError, match=rf"metrics\.jsonl: the record of step 2 takes {LINE_LIMIT + 1:,} bytes"):
+        metrics.write({"step": 2, "x": (room + 1) * "x"})
+    metrics.write({"step": 3})
+    Metrics.resume(tmp_path, tmp_path, 5)
+    assert steps(tmp_path) == [1, 3]
+
+
+def test_a_link_in_its_place_is_replaced_and_never_written_through(tmp_path):
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "metrics.jsonl").symlink_to(target)
+    metrics = Metrics.start(tmp_path)
+    metrics.write({"step": 0})
+    assert steps(tmp_path) == [0] and not metrics.path.is_symlink()
+    metrics.path.unlink()
+    metrics.path.symlink_to(target)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: Too many levels of symbolic links"):
+        metrics.write({"step": 1})
+    assert target.read_text() == "precious"
+
+
+def test_a_pipe_in_its_place_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    metrics = Metrics(tmp_path)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: No such device"):  # nobody reads it
+        metrics.write({"step": 1})
+    other_end = os.open(metrics.path, os.O_RDWR)  # or the test would wait if the function did
+    for call in (lambda: Metrics.resume(tmp_path, tmp_path, 5), metrics.draw):
+        with pytest.raises(UserError, match=r"metrics\.jsonl: not a regular file"):
+            call()
+    os.close(other_end)
 
 
 def test_resumed_file_goes_on_after_the_step(tmp_path, capsys):
@@ -193,7 +256,7 @@ def test_any_bytes_become_a_file_of_one_record_a_step(tmp_path, capsys):
 
 SCRIPT = """
 import pathlib, sys
-from gpt2.training.metrics import Metrics
+from gpt2.training.metrics import LINE_LIMIT, Metrics
 folder, step = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 metrics = Metrics.resume(folder, folder, step) if step else Metrics.start(folder)
 while True:
@@ -286,6 +349,9 @@ def test_sync_reaches_the_disk_or_says_why_not(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "sync", fail)
     with pytest.raises(UserError, match=r"metrics\.jsonl: Input/output error"):
         metrics.sync()
+    monkeypatch.undo()
+    metrics.path.unlink()
+    metrics.sync()  # a file that was removed must not cost a checkpoint
 
 
 def test_folder_that_is_not_there(tmp_path):
