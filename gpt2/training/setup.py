@@ -15,6 +15,7 @@ from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
 from gpt2.formats.files import data_dir
 from gpt2.formats.run import METRICS, steps
+from gpt2.formats.training_state import require_savable
 from gpt2.kernels.adamw import sum_of_squares
 from gpt2.model import GPT2
 from gpt2.training import checkpoint, resume
@@ -86,7 +87,7 @@ class Run:
 
     def require_savable(self):
         """Raises UserError, before the first step, if there is too much to say of the run in a checkpoint."""
-        checkpoint.require_savable(self.folder, self._progress())
+        require_savable(self.folder, self._progress())
 
     def save(self):
         """Saves a checkpoint, unless there is one of this step, or an earlier error said that the folder is lost.

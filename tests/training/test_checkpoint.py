@@ -16,6 +16,7 @@ import pytest
 
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError
+from gpt2.formats import training_state
 from gpt2.formats.llmc import load_model, write_model
 from gpt2.formats.run import newest_model
 from gpt2.model import GPT2
@@ -157,14 +158,14 @@ def test_state_cut_off_while_it_is_read(tmp_path, monkeypatch):
     config = GPT2Config(maxT=4, V=5, L=1, NH=1, C=32)
     model, optimizer = make_run(1, config)
     found = checkpoint.save(tmp_path, model, optimizer, {"step": 1}, keep=1)
-    really = checkpoint._read_sizes
+    really = checkpoint.read_state_sizes
 
     def read_sizes(file, path):
         sizes = really(file, path)
         os.truncate(path, 20_000)
         return sizes
 
-    monkeypatch.setattr(checkpoint, "_read_sizes", read_sizes)
+    monkeypatch.setattr(checkpoint, "read_state_sizes", read_sizes)
     with pytest.raises(UserError, match=r"state_00000001\.bin: ends early"):
         found.load_moments(optimizer)
 
@@ -348,7 +349,7 @@ def test_a_model_of_another_version_is_refused(tmp_path, version):
 
 
 def test_too_many_facts_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "JSON_LIMIT", 1000)
+    monkeypatch.setattr(training_state, "JSON_LIMIT", 1000)
     with pytest.raises(UserError, match=r"state_00000001.bin: 1,\d\d\d bytes of metadata"):
         save(tmp_path, 1, text="x" * 1000)
     assert names(tmp_path) == ["model_00000001.bin"]
@@ -356,7 +357,7 @@ def test_too_many_facts_are_refused(tmp_path, monkeypatch):
 
 def test_a_state_with_too_many_facts_is_not_read(tmp_path, monkeypatch):
     save(tmp_path, 1, text="x" * 1000)
-    monkeypatch.setattr(checkpoint, "JSON_LIMIT", 1000)
+    monkeypatch.setattr(training_state, "JSON_LIMIT", 1000)
     lines = []
     with pytest.raises(UserError, match="no whole"):
         checkpoint.find(tmp_path, lines.append)

@@ -96,7 +96,7 @@ def test_where_the_folder_is_now_the_run_is_resumed():
     assert resume("elsewhere", {"threads": 1}).state.step == 6
 
 
-@pytest.mark.parametrize("writing", ["write_model", "_write_state", "make_manifest"])
+@pytest.mark.parametrize("writing", ["write_model", "write_training_state", "make_manifest"])
 def test_a_folder_taken_while_a_checkpoint_is_written_keeps_the_one_before(monkeypatch, writing):
     write, before = getattr(checkpoint, writing), []
 

@@ -8,6 +8,7 @@ import pytest
 
 from gpt2 import GPT2, GPT2Config, machine
 from gpt2.errors import UserError
+from gpt2.formats import training_state
 from gpt2.formats.llmc import write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.optimizer import AdamW
@@ -127,7 +128,7 @@ def test_more_files_than_a_checkpoint_can_name_are_refused_at_once(monkeypatch):
     names = tuple(f"data/{number:03}{'x' * 100}.bin" for number in range(40))
     for name in names:
         write_tokens(name, np.arange(100) % 50)
-    monkeypatch.setattr(checkpoint, "JSON_LIMIT", checkpoint.JSON_GROWTH + 10_000)
+    monkeypatch.setattr(training_state, "JSON_LIMIT", training_state.JSON_GROWTH + 10_000)
     with pytest.raises(UserError, match=r"^out: .* bytes of metadata about the run, .* name fewer files .* a glob"):
         start(train_data=names)
     assert start(train_data="data/*.bin").state.loader.num_tokens == 40 * 100
