@@ -12,7 +12,7 @@ import time
 from gpt2.data import tokenizer
 from gpt2.errors import UserError, run_command
 from gpt2.formats import huggingface, llmc
-from gpt2.formats.files import atomic_folder, open_to_read
+from gpt2.formats.files import atomic_folder, interrupted_replacement, open_to_read
 from gpt2.formats.pretrained import load_weights
 from gpt2.output import lossy_output
 
@@ -54,6 +54,8 @@ def _check_target(target, to_file, dtype, force):
         raise UserError(f"--dtype {dtype}: expected one of {', '.join(llmc.WRITTEN_VERSIONS)}")
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: no such folder; create it first")
+    if old := interrupted_replacement(target):
+        print(f"{target}: replacing it was interrupted; what it was is now {old}", flush=True)
     if not target.exists():
         return
     if to_file and target.is_dir():

@@ -198,6 +198,21 @@ def test_a_model_with_a_non_finite_parameter_is_refused(model, target):
     refused("^ours.bin: tensor fcw contains a NaN or an infinity", "ours.bin", target)
 
 
+def no_exchange(*paths):
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_a_conversion_killed_between_two_renames_is_named_by_the_next(model, tmp_path, capsys):
+    convert.convert("ours.bin", "folder")
+    old = tmp_path / ".folder.abcd_123" / "old"
+    old.parent.mkdir()
+    os.rename("folder", old)
+    convert.convert("ours.bin", "folder")
+    printed = capsys.readouterr().out
+    assert "folder: replacing it was interrupted; what it was is now .folder.abcd_123/old\n" in printed
+    assert np.array_equal(load_folder(old)[1], load_folder("folder")[1])
+
+
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("call", ["fsync", "rename"])
 def test_a_full_disk_leaves_the_old_model(model, tmp_path, monkeypatch, call, force):
@@ -214,6 +229,7 @@ def test_a_full_disk_leaves_the_old_model(model, tmp_path, monkeypatch, call, fo
         before = load_folder("folder")[1]
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
+        patch.setattr(files, "_exchange", no_exchange)
         refused("^folder: the disk is full", "ours.bin", "folder", force=force)
     if force:
         assert np.array_equal(load_folder("folder")[1], before)

@@ -206,7 +206,6 @@ with StopSignals() as stop:
 
 
 @root.needs("a PID namespace")
-@pytest.mark.xfail(strict=True, reason="a signal's default action does not end process 1")
 def test_process_1_ends_at_the_second_signal():
     with started([*root.AS_PID_1, sys.executable, "-c", SLOW_SAVING]) as process:
         read_until(process, "^ready$")

@@ -14,7 +14,7 @@ from gpt2.data.plays import plays_to_text
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
 from gpt2.formats import files
-from gpt2.formats.llmc import write_tokens
+from gpt2.formats.llmc import write_token_file
 from gpt2.output import lossy_output
 
 TINY_NAME = "tiny_shakespeare"
@@ -43,18 +43,19 @@ def prepare(input_path=None, data_dir=None):
     tokens = tokenize(text, load_tokenizer(data_dir))
     if tokens.size < MIN_TOKENS:
         raise UserError(f"{name}: {tokens.size} tokens, expected at least {MIN_TOKENS}; choose a longer text")
-    paths = []
-    for split, part in zip(("train", "val"), split_tokens(tokens), strict=True):
-        paths.append(data_dir / f"{name}_{split}.bin")
-        write_tokens(paths[-1], part)
-        print(f"{paths[-1]}: {part.size:,} tokens")
+    paths, parts = [data_dir / f"{name}_{split}.bin" for split in ("train", "val")], split_tokens(tokens)
+    with files.atomic_write_all(paths) as opened:
+        for file, part in zip(opened, parts, strict=True):
+            write_token_file(file, part)
+    for path, part in zip(paths, parts, strict=True):
+        print(f"{path}: {part.size:,} tokens")
     return paths
 
 
 def load_own_text(path):
     """Returns (name, text) of a text file; the name is TinyShakespeare's if the text is. Raises UserError."""
     path = pathlib.Path(path)
-    with files.open_to_read(path) as file:
+    with files.open_to_read(path, pipe=True) as file:
         data = file.read()
     if hashlib.sha256(data).hexdigest() == TINY.sha256:
         return TINY_NAME, data.decode()

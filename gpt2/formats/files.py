@@ -2,9 +2,13 @@
 
 import concurrent.futures
 import contextlib
+import ctypes
+import errno
+import glob
 import hashlib
 import os
 import pathlib
+import stat
 import tempfile
 
 import numpy as np
@@ -13,6 +17,8 @@ from gpt2.errors import UserError, from_os_error
 
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def data_dir():
@@ -42,56 +48,106 @@ def atomic_write(path):
     Raises UserError on an I/O error. The old file is then untouched, unless only the final fsync of the folder failed:
     then `path` is the new file, complete.
     """
-    path = pathlib.Path(path)
-    temporary = None
+    with atomic_write_all([path]) as (file,):
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_write_all(paths):
+    """Yields a temporary binary file for each path, all in one folder, that replace files which belong together.
+
+    Nothing is replaced before all are complete and fsynced. A process killed while they are leaves some of them
+    missing, but never a new file beside an old one: those after the first are removed before the first is replaced.
+    Raises UserError on an I/O error.
+    """
+    paths = [pathlib.Path(path) for path in paths]
+    path, temporary = paths[0], []
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            yield file
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = None
+        with contextlib.ExitStack() as stack:
+            files = []
+            for path in paths:
+                new = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # noqa: SIM115
+                files.append(stack.enter_context(new))
+                temporary.append(new.name)
+            yield files
+            for file in files:
+                file.flush()
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                _fsync(file.fileno())
+        for path in paths[1:]:
+            path.unlink(missing_ok=True)
+            sync(path.parent)
+        for path in paths:
+            os.replace(temporary[0], path)
+            del temporary[0]
         sync(path.parent)
     except OSError as error:
         raise from_os_error(error, path) from error
     finally:
-        if temporary is not None:
+        for name in temporary:
             # The original error is the one to report.
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                os.unlink(name)
 
 
 @contextlib.contextmanager
 def atomic_folder(path, replace=False):
     """Yields a new empty folder next to `path`, which takes that name once its files are fsynced.
 
-    replace: whether a folder at `path` is replaced. Raises UserError on an I/O error; the old folder is then untouched.
+    replace: whether a folder at `path` is replaced: in one step where the system can, else a process killed in between
+    leaves what `interrupted_replacement` finds. Raises UserError on an I/O error; the old folder is then untouched.
     """
     path = pathlib.Path(path)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as hidden:
-            new, old = pathlib.Path(hidden, "new"), pathlib.Path(hidden, "old")
+            new = pathlib.Path(hidden, "new")
             new.mkdir()
             yield new
             for entry in [*new.iterdir(), new]:
                 sync(entry)
-            try:
-                if replace and path.exists():
-                    os.rename(path, old)
+            if replace and path.exists():
+                _replace_folder(new, path)
+            else:
                 os.rename(new, path)
-            except BaseException:
-                if old.exists():
-                    os.rename(old, path)
-                raise
             sync(path.parent)
     except OSError as error:
         raise from_os_error(error, path) from error
 
 
+def interrupted_replacement(path):
+    """Returns the path of the folder that a killed process was replacing by `atomic_folder`, None if there is none."""
+    path = pathlib.Path(path)
+    found = [] if path.exists() else path.parent.glob(f".{glob.escape(path.name)}.*/old")
+    return next(iter(found), None)
+
+
+def _replace_folder(new, path):
+    """Gives the folder `new` the name of the folder `path`, which stays beside `new`. Raises OSError."""
+    try:
+        return _exchange(new, path)
+    except OSError as error:
+        if error.errno not in NO_EXCHANGE:
+            raise
+    old = new.with_name("old")
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+
+
+def _exchange(one, other):
+    """Exchanges two paths in one step. Raises OSError, with an errno of NO_EXCHANGE where that is not possible."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 class HashedFile:
-    """Wraps a binary file and computes the SHA-256 of what is written, in a background thread.
+    """Wraps a binary file and computes the SHA-256 of what is written, in a background thread if one can be started.
 
     Buffers passed to write() are not copied: they must not change before the next digest() or the end of the `with`.
     Attribute: `size`, the bytes written.
@@ -102,11 +158,17 @@ class HashedFile:
         self._file = file
         self._hash = hashlib.sha256()
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._last = None
+        self._threaded, self._last = True, None
 
     def write(self, data):
         """Writes a contiguous buffer."""
-        self._last = self._thread.submit(self._hash.update, data)
+        if self._threaded:
+            try:
+                self._last = self._thread.submit(self._hash.update, data)
+            except RuntimeError:  # the process may have no more threads
+                self._threaded = False
+        if not self._threaded:
+            self._hash.update(data)
         self.size += self._file.write(data)
 
     def digest(self):
@@ -157,10 +219,21 @@ def make_folder(folder):
         raise from_os_error(error, folder) from error
 
 
-def open_to_read(path):
-    """Opens a file for binary reading. Raises UserError if it is missing or unreadable."""
+def open_to_read(path, pipe=False):
+    """Opens a file for binary reading. Raises UserError if it is missing, unreadable, or not a regular file.
+
+    pipe: whether it may also be a pipe or a device.
+    """
+
+    def opened(path, flags):
+        descriptor = os.open(path, flags if pipe else flags | os.O_NONBLOCK)  # opening a pipe waits for its writer
+        if not (pipe or stat.S_ISREG(os.fstat(descriptor).st_mode) or stat.S_ISDIR(os.fstat(descriptor).st_mode)):
+            os.close(descriptor)
+            raise UserError(f"{path}: not a regular file; name a file, not a pipe or a device")
+        return descriptor
+
     try:
-        return open(path, "rb")
+        return open(path, "rb", opener=opened)
     except OSError as error:
         raise from_os_error(error, path) from error
 
@@ -180,8 +253,17 @@ def _umask():
 def sync(path):
     """fsyncs a file or a folder. Raises OSError."""
     if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            os.fsync(descriptor)
+            _fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _fsync(descriptor):
+    """fsyncs a descriptor, unless its file system has no fsync for it, as some FUSE and CIFS mounts."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise

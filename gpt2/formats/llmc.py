@@ -169,8 +169,13 @@ def _bfloat16(values):
 def write_tokens(path, tokens):
     """Writes a token file atomically; tokens: integers (count,) in 0 .. 65535. Raises UserError on an I/O error."""
     with atomic_write(path) as file:
-        write_header(file, (TOKENS_MAGIC, TOKENS_VERSION, len(tokens)))
-        file.write(np.asarray(tokens, dtype="<u2").tobytes())
+        write_token_file(file, tokens)
+
+
+def write_token_file(file, tokens):
+    """Writes a token file to an open file, as `write_tokens` does."""
+    write_header(file, (TOKENS_MAGIC, TOKENS_VERSION, len(tokens)))
+    file.write(np.asarray(tokens, dtype="<u2").tobytes())
 
 
 def open_tokens(path, room):

@@ -38,6 +38,13 @@ def steps(folder):
     )
 
 
+def require_no_folders(folder):
+    """Raises UserError if a folder in `folder` has a name that a run gives to a file, or `folder` is unreadable."""
+    for name in sorted(_names(folder, folders=True)):
+        if name in (MANIFEST, METRICS, LOSS_CURVE) or _PAIR.fullmatch(name):
+            raise UserError(f"{pathlib.Path(folder, name)}: a folder, but a run writes a file of that name; rename it")
+
+
 def temporary_files(folder):
     """Returns the paths of temporary files left by killed processes. Raises UserError if the folder is unreadable."""
     return [pathlib.Path(folder, name) for name in _names(folder) if _TEMPORARY.fullmatch(name)]
@@ -93,9 +100,11 @@ def is_step(value):
     return type(value) is int and 0 <= value < STEP_LIMIT
 
 
-def _names(folder):
+def _names(folder, folders=False):
+    """Returns the names of all but folders, or of folders alone."""
     try:
-        return os.listdir(folder)
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) == folders]
     except OSError as error:
         raise from_os_error(error, folder) from error
 

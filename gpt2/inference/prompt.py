@@ -17,7 +17,7 @@ def read_prompt(text, path, stdin):
         source, data = "--prompt", text.encode("utf-8", "surrogateescape")
     elif path is not None:
         source = path
-        with open_to_read(source) as file:
+        with open_to_read(source, pipe=True) as file:
             data = _without_final_line_break(file.read())
     elif stdin is None or stdin.isatty():
         return None

@@ -1,31 +1,14 @@
-"""Checkpoints of a run: a model file and its training state, which prove each other whole, and a manifest.
-
-A state file is a header of 256 int32 (magic, version, bytes of JSON, maxT, V, L, NH, C, Vp), the JSON, AdamW's m and v
-(float32, laid out as the parameters are) and the SHA-256 of everything before.
-"""
+"""Checkpoints of a run: a model file and its training state, which prove each other whole, and a manifest."""
 
 import dataclasses
 import errno
 import hashlib
-import json
 import os
 import pathlib
 
-import numpy as np
-from tqdm import tqdm
-
-from gpt2.config import GPT2Config
 from gpt2.errors import UserError, from_os_error
-from gpt2.formats.files import (
-    HEADER_BYTES,
-    HashedFile,
-    atomic_write,
-    check_size,
-    open_to_read,
-    read_header,
-    write_header,
-)
-from gpt2.formats.llmc import FLOAT32, read_sizes, write_floats, write_model
+from gpt2.formats.files import HashedFile, atomic_write, open_to_read
+from gpt2.formats.llmc import FLOAT32, read_sizes, write_model
 from gpt2.formats.run import (
     MANIFEST,
     METRICS,
@@ -39,15 +22,9 @@ from gpt2.formats.run import (
     steps,
     temporary_files,
 )
-from gpt2.layout import parameter_layout
+from gpt2.formats.training_state import read_state_sizes, read_training_state, update_digest, write_training_state
 from gpt2.training.metrics import read_losses
-
-MAGIC, VERSION = 20261121, 1
-DIGEST_BYTES = 32
-# m and v are 64-byte aligned, for mmap.
-ALIGNMENT = 64
-JSON_LIMIT = 2**22
-CHUNK = 2**20  # bytes read and hashed at a time
+from gpt2.training.run_folder import require_lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +49,7 @@ class Checkpoint:
         """
         with open_to_read(self.state) as file:
             try:
-                config, json_bytes, _ = _read_sizes(file, self.state)
+                config, json_bytes, _ = read_state_sizes(file, self.state)
                 if config != optimizer.model.config:
                     raise UserError(f"{self.state}: the state of {config}, but the model is {optimizer.model.config}")
                 file.seek(json_bytes, os.SEEK_CUR)
@@ -93,17 +70,21 @@ def save(folder, model, optimizer, progress, keep):
     """
     folder, step = pathlib.Path(folder), progress["step"]
     assert 0 <= step < STEP_LIMIT and keep >= 1
+    require_lock(folder)
     model_path, state_path = checkpoint_paths(folder, step)
     with atomic_write(model_path) as file, HashedFile(file) as hashed:
         write_model(hashed, model.config, model.params_flat)
         model_record = _record(hashed)
+        require_lock(folder)  # once more before each file gets its name: writing takes seconds
     facts = {"progress": progress, "optimizer_steps": optimizer.steps, "model": model_record}
     with atomic_write(state_path) as file, HashedFile(file) as hashed:
-        _write_state(hashed, model.config, optimizer, facts, state_path)
+        write_training_state(hashed, model.config, optimizer.m, optimizer.v, facts, state_path)
         state_record = _record(hashed)
+        require_lock(folder)
     manifest = make_manifest(step, model_record, state_record)
     with atomic_write(folder / MANIFEST) as file:
         file.write(manifest)
+        require_lock(folder)
     _prune(folder, step, keep, steps(folder))
     return Checkpoint(folder, step, model_path, state_path, progress, optimizer.steps, manifest)
 
@@ -164,27 +145,6 @@ def _record(hashed):
     return {"bytes": hashed.size, "sha256": hashed.digest().hex()}
 
 
-def _sizes(config):
-    return [config.maxT, config.V, config.L, config.NH, config.C, config.Vp]
-
-
-def _moments_bytes(config):
-    return 2 * 4 * parameter_layout(config).size
-
-
-def _write_state(file, config, optimizer, facts, path):
-    text = json.dumps(facts).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
-    if len(text) > JSON_LIMIT:
-        raise UserError(f"{path}: {len(text):,} bytes of metadata about the run, at most {JSON_LIMIT:,} fit")
-    write_header(file, [MAGIC, VERSION, len(text), *_sizes(config)])
-    file.write(text)
-    for moments in (optimizer.m, optimizer.v):
-        assert moments.shape == (parameter_layout(config).size,) and moments.dtype == np.float32
-        write_floats(file, moments, "float32")
-    file.write(file.digest())
-
-
 def _survey(folder):
     """Yields (step, Checkpoint, None) or (step, None, what is wrong) for every step in the folder, newest first."""
     for step in steps(folder):
@@ -205,7 +165,8 @@ def _verify(folder, step):
             raise UserError(f"{path}: missing")
     path = state_path
     try:
-        config, facts, state_record = _read_state(state_path, step)
+        config, text, state_record = read_training_state(state_path)
+        facts = _parse_facts(text, state_path, step)
         path = model_path
         model_record = _read_model(model_path, config, state_path.name)
     except OSError as error:
@@ -215,42 +176,6 @@ def _verify(folder, step):
     manifest = make_manifest(step, model_record, state_record)
     progress, optimizer_steps = facts["progress"], facts["optimizer_steps"]
     return Checkpoint(pathlib.Path(folder), step, model_path, state_path, progress, optimizer_steps, manifest)
-
-
-def _read_sizes(file, path):
-    """Reads and checks the header of a state file, open at its start, and the file's length.
-
-    Returns (GPT2Config, bytes of JSON, header). Raises UserError.
-    """
-    header = read_header(file, path, "a training state")
-    magic, version, json_bytes, *sizes = (int(value) for value in header[:9])
-    if (magic, version) != (MAGIC, VERSION):
-        raise UserError(f"{path}: not a training state: it starts with {magic}, {version}, not {MAGIC}, {VERSION}")
-    try:
-        config = GPT2Config(*sizes[:5])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    if sizes != _sizes(config) or not 0 < json_bytes <= JSON_LIMIT:
-        raise UserError(f"{path}: damaged: no state has sizes {sizes} and {json_bytes} bytes of JSON")
-    expected = HEADER_BYTES + json_bytes + _moments_bytes(config) + DIGEST_BYTES
-    check_size(file, path, expected, f"what a state of {config} holds")
-    return config, json_bytes, header
-
-
-def _read_state(path, step):
-    """Verifies a state file; returns (GPT2Config, facts, record). Raises UserError."""
-    with open_to_read(path) as file:
-        config, json_bytes, header = _read_sizes(file, path)
-        digest = hashlib.sha256(header)
-        text = file.read(json_bytes)
-        digest.update(text)
-        _hash(digest, file, _moments_bytes(config), path)
-        checksum = file.read(DIGEST_BYTES)
-        if digest.digest() != checksum:
-            raise UserError(f"{path}: damaged: its checksum does not match its contents")
-        digest.update(checksum)
-        record = {"bytes": file.tell(), "sha256": digest.hexdigest()}
-    return config, _parse_facts(text, path, step), record
 
 
 def _parse_facts(text, path, step):
@@ -272,22 +197,8 @@ def _read_model(path, config, state):
         file.seek(0)
         digest = hashlib.sha256()
         size = os.fstat(file.fileno()).st_size
-        _hash(digest, file, size, path)
+        update_digest(digest, file, size, path)
     return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def _hash(digest, file, count, path):
-    """Updates `digest` with the next `count` bytes of an open file. Raises UserError if there are fewer."""
-    buffer = memoryview(bytearray(min(count, CHUNK)))
-    shown = {"desc": f"verifying {path.name}", "unit": "B", "unit_scale": True, "leave": False}
-    with tqdm(total=count, disable=None, delay=1, **shown) as bar:
-        while count:
-            read = file.readinto(buffer[: min(count, CHUNK)])
-            if not read:
-                raise UserError(f"{path}: ends early: the file was truncated while being read")
-            digest.update(buffer[:read])
-            bar.update(read)
-            count -= read
 
 
 def _manifest_complaint(checkpoint):

@@ -88,6 +88,11 @@ class OutlierDetector:
         return math.sqrt(window) * (value - mean) / math.hypot(*(each - mean for each in values))
 
     @property
+    def window(self):
+        """The number of values compared with."""
+        return self._values.maxlen
+
+    @property
     def state(self):
         """The window, a list of floats, oldest first. Assigning a saved one goes on from it.
 

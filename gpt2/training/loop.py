@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import shlex
 import sys
 import time
 
@@ -111,7 +110,7 @@ def _take_steps(run, on_step):
             result.signal = stop.received
             if run.saved is None:
                 return result
-            print(f"resume with: python train_gpt2.py --resume {shlex.quote(str(run.folder))}", flush=True)
+            print(f"resume with: {run.resume_command}", flush=True)
         _draw(run.metrics)
     return result
 

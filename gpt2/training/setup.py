@@ -2,15 +2,20 @@
 
 import dataclasses
 import math
+import os
 import pathlib
+import shlex
 import time
+
+import numpy as np
 
 from gpt2.config import PRESETS
 from gpt2.data.dataloader import DataLoader
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
 from gpt2.formats.files import data_dir
-from gpt2.formats.run import steps
+from gpt2.formats.run import METRICS, steps
+from gpt2.formats.training_state import require_savable
 from gpt2.kernels.adamw import sum_of_squares
 from gpt2.model import GPT2
 from gpt2.training import checkpoint, resume
@@ -18,6 +23,7 @@ from gpt2.training.budget import checkpoint_bytes, require_disk, require_memory
 from gpt2.training.health import first_nonfinite
 from gpt2.training.metrics import Metrics
 from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, Resolved
+from gpt2.training.run_folder import is_lost, require_lock
 from gpt2.training.samples import Sampler
 from gpt2.training.state import TrainState
 
@@ -47,23 +53,58 @@ class Run:
             _, val_losses = self.metrics.losses("val_loss")
             if val_losses.size:  # a checkpoint is older than the validation of its own step
                 self.state.note_loss("val_loss", float(val_losses[-1]))
+            if self.options.skip_spikes and not self.found.progress["options"].get("skip_spikes"):
+                self._recall_outliers()
         else:
-            self.metrics = Metrics(self.folder)
+            self.metrics = Metrics.start(self.folder)
+
+    def _recall_outliers(self):
+        """Fills the windows of --skip-spikes, given anew, from the records; says when it acts if they are too few."""
+        (loss_steps, losses), (norm_steps, norms) = (self.metrics.losses(key) for key in self.state.outliers)
+        _, of_losses, of_norms = np.intersect1d(loss_steps, norm_steps, return_indices=True)
+        losses, norms = losses[of_losses], norms[of_norms]
+        known = np.isfinite(losses) & np.isfinite(norms)
+        for detector, values in zip(self.state.outliers.values(), (losses, norms), strict=True):
+            detector.state = values[known][-detector.window :].tolist()
+        if missing := detector.window - len(detector.state):
+            step = self.state.step + missing + 1
+            print(f"--skip-spikes acts from step {step} on: {METRICS} has too few losses of the steps before")
+
+    def _progress(self):
+        """What a checkpoint holds besides the arrays: a dict for JSON."""
+        description = resume.run_description(self.options, self.state.loader, self.val_loader, self.found)
+        return self.state.to_dict() | description
+
+    @property
+    def resume_command(self):
+        """The command that continues the run, one line for a shell whatever the folder's name."""
+        folder = str(self.folder)
+        folder = f"./{folder}" if folder.startswith("-") else folder
+        if folder.isprintable():
+            return f"python train_gpt2.py --resume {shlex.quote(folder)}"
+        escaped = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
+        return f"python train_gpt2.py --resume $'{escaped}'"
+
+    def require_savable(self):
+        """Raises UserError, before the first step, if there is too much to say of the run in a checkpoint."""
+        require_savable(self.folder, self._progress())
 
     def save(self):
-        """Saves a checkpoint, unless there is one of this step. Raises UserError if the parameters are not finite."""
+        """Saves a checkpoint, unless there is one of this step, or an earlier error said that the folder is lost.
+
+        Raises UserError if that fails, or if the parameters are not finite.
+        """
         state, start = self.state, time.perf_counter()
-        if self.saved == state.step:
+        if self.saved == state.step or is_lost(self.folder):
             return
+        require_lock(self.folder)
         if not math.isfinite(sum_of_squares(state.model.params_flat)):
             raise UserError(
                 f"after step {state.step} the parameters are not finite, first {first_nonfinite(state.model)}; "
                 "that was not saved: try a lower --learning-rate"
             )
         self.metrics.sync()
-        description = resume.run_description(self.options, state.loader, self.val_loader, self.found)
-        progress = state.to_dict() | description
-        written = checkpoint.save(self.folder, state.model, state.optimizer, progress, self.options.keep)
+        written = checkpoint.save(self.folder, state.model, state.optimizer, self._progress(), self.options.keep)
         self.saved = state.step
         print(f"saved {written.model} and {written.state.name} in {time.perf_counter() - start:.1f} s", flush=True)
 
@@ -79,7 +120,9 @@ def start_run(options, folder, make_optimizer):
     choices = FINE_TUNING if is_pretrained else FROM_SCRATCH
     given = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
     resolved = Resolved(train_data, val_data, **choices | given)
-    return _make_run(options, folder, model, loaders, resolved, make_optimizer)
+    run = _make_run(options, folder, model, loaders, resolved, make_optimizer)
+    run.require_savable()
+    return run
 
 
 def resume_run(found, options, resolved, anyway, folder, make_optimizer):
@@ -101,6 +144,7 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
         run.state.restore(found)
     except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:
         raise resume.incompatible_checkpoint(found) from error
+    run.require_savable()
     found.load_moments(run.state.optimizer)
     print(f"[resume] {found.folder} after step {found.step}{resume.changed_versions(found)}", flush=True)
     return run

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import pathlib
 import subprocess
 import sys
@@ -79,6 +80,24 @@ def test_own_text(data_dir, tmp_path, capsys):
     total = sum(read_tokens(path).size for path in paths)
     val = total // 10
     assert capsys.readouterr().out == f"{paths[0]}: {total - val} tokens\n{paths[1]}: {val} tokens\n"
+
+
+def test_whenever_it_is_killed_the_two_splits_are_of_one_text(data_dir, tmp_path, monkeypatch):
+    path = tmp_path / "own.txt"
+    path.write_text("a" * 1000)
+    paths = dataset.prepare(path, data_dir)
+    old = read_text(paths, data_dir)
+    path.write_text("b" * 1000)
+    replace, seen = os.replace, []
+
+    def watch(*arguments):
+        replace(*arguments)
+        seen.append([split.name for split in paths if split.exists()])
+
+    monkeypatch.setattr(os, "replace", watch)
+    dataset.prepare(path, data_dir)
+    assert seen == [["own_train.bin"], ["own_train.bin", "own_val.bin"]]
+    assert read_text(paths, data_dir) == old.replace("a" * 1000, "b" * 1000)
 
 
 @pytest.mark.parametrize(

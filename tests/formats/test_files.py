@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pathlib
+import shutil
 import stat
 import struct
 import tempfile
@@ -133,6 +134,19 @@ def test_hashed_file(tmp_path):
     assert (tmp_path / "x.bin").read_bytes() == everything
 
 
+def test_hashing_needs_no_thread(tmp_path, monkeypatch):
+    def refuse_thread(thread):
+        raise RuntimeError("can't start new thread")
+
+    with open(tmp_path / "x.bin", "wb") as file, files.HashedFile(file) as hashed:
+        monkeypatch.setattr(threading.Thread, "start", refuse_thread)
+        hashed.write(b"ab")
+        monkeypatch.undo()  # a thread that can be had later must not hash it again
+        hashed.write(b"c")
+        assert hashed.digest() == hashlib.sha256(b"abc").digest()
+    assert (tmp_path / "x.bin").read_bytes() == b"abc"
+
+
 def test_a_failing_hashed_file_leaves_no_thread(tmp_path):
     before = threading.active_count()
     with FailingFile(tmp_path / "x.bin", "wb") as file:
@@ -230,6 +244,122 @@ def test_atomic_folder_replaces_another_only_if_told_to(tmp_path):
         (folder / "a").touch()
     assert os.listdir(path) == ["a"]
     assert os.listdir(tmp_path) == ["x"]
+
+
+def no_exchange(*paths):
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_a_folder_is_replaced_in_one_step(tmp_path, monkeypatch):
+    for name in "xy":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    try:
+        files._exchange(tmp_path / "x", tmp_path / "y")
+    except OSError as error:
+        assert error.errno in files.NO_EXCHANGE
+        pytest.skip("the system has no such step")
+    assert os.listdir(tmp_path / "x") == ["y"] and os.listdir(tmp_path / "y") == ["x"]
+    monkeypatch.setattr(os, "rename", lambda *paths: pytest.fail("a moment without the folder"))
+    with files.atomic_folder(tmp_path / "x", replace=True) as folder:
+        (folder / "new").touch()
+    assert os.listdir(tmp_path / "x") == ["new"] and sorted(os.listdir(tmp_path)) == ["x", "y"]
+
+
+def test_where_that_takes_two_steps_what_a_kill_between_them_leaves_is_found(tmp_path, monkeypatch):
+    disk = tmp_path / "disk"
+    (disk / "x[1]").mkdir(parents=True)
+    (disk / "x[1]" / "old").touch()
+    left = []
+    rename = os.rename
+
+    def snapshot(source, target):
+        left.append(shutil.copytree(disk, tmp_path / f"left{len(left)}") / "x[1]")
+        rename(source, target)
+
+    monkeypatch.setattr(files, "_exchange", no_exchange)
+    monkeypatch.setattr(os, "rename", snapshot)
+    with files.atomic_folder(disk / "x[1]", replace=True) as folder:
+        (folder / "new").touch()
+    assert os.listdir(disk) == ["x[1]"] and os.listdir(disk / "x[1]") == ["new"]
+    before, between = left
+    assert os.listdir(before) == ["old"] and files.interrupted_replacement(before) is None
+    assert not between.exists() and os.listdir(files.interrupted_replacement(between)) == ["old"]
+
+
+def test_files_that_belong_together_are_never_an_old_and_a_new_one(tmp_path, monkeypatch):
+    names = ["a", "b", "c"]
+    paths = [tmp_path / name for name in names]
+    seen = []
+
+    def watch(name):
+        function = getattr(os, name)
+
+        def call(*arguments):
+            seen.append([path.read_text() if path.exists() else None for path in paths])
+            return function(*arguments)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("unlink", "replace", "fsync"):
+        watch(name)
+    for content in ("old", "new"):
+        with files.atomic_write_all(paths) as opened:
+            for file in opened:
+                file.write(content.encode())
+    assert [path.read_text() for path in paths] == ["new"] * 3 and sorted(os.listdir(tmp_path)) == names
+    assert ["old"] * 3 in seen and ["new", "new", None] in seen
+    assert not [moment for moment in seen if {"old", "new"} <= set(moment)]
+
+
+def test_a_full_disk_leaves_all_of_them_as_they_were(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.write_text("old")
+    fsync, calls = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: refuse() if calls else calls.append(fsync(descriptor)))
+    with pytest.raises(UserError, match="disk is full"), files.atomic_write_all(paths) as opened:
+        for file in opened:
+            file.write(b"new")
+    assert [path.read_text() for path in paths] == ["old", "old"] and len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
+@pytest.mark.parametrize("kind", [stat.S_ISREG, stat.S_ISDIR], ids=["file", "folder"])
+def test_a_file_system_without_fsync_is_no_error_but_a_failing_one_is(tmp_path, monkeypatch, kind, code):
+    def fail(descriptor):
+        if kind(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+    def write():
+        with files.atomic_write(tmp_path / "x.bin") as file:
+            file.write(b"new")
+        with files.atomic_folder(tmp_path / "x") as folder:
+            (folder / "a").touch()
+
+    if code == errno.EINVAL:
+        write()
+        assert sorted(os.listdir(tmp_path)) == ["x", "x.bin"]
+    else:
+        with pytest.raises(UserError, match="Input/output error"):
+            write()
+
+
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_what_is_not_a_file_is_refused_without_waiting_for_it(tmp_path, what):
+    path = tmp_path / "pipe" if what == "pipe" else pathlib.Path("/dev/null")
+    if what == "pipe":
+        os.mkfifo(path)
+        other_end = os.open(path, os.O_RDWR)  # or the test would wait if the function did
+    with pytest.raises(UserError, match=f"^{path}: not a regular file; name a file"):
+        files.open_to_read(path)
+    with files.open_to_read(path, pipe=True) as file:
+        if what == "pipe":
+            os.write(other_end, b"text")
+            os.close(other_end)
+            assert file.read() == b"text"
 
 
 def installed_in(folder, monkeypatch):

@@ -29,6 +29,7 @@ from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import huggingface, llmc
 from gpt2.formats.files import HEADER_BYTES
 from gpt2.formats.run import newest_model
+from gpt2.formats.training_state import DIGEST_BYTES
 from gpt2.layout import parameter_layout
 from gpt2.training import checkpoint
 from gpt2.training.metrics import Metrics
@@ -236,7 +237,7 @@ def read_checkpoint(folder):
 def sealed_folders():
     """One checkpoint, its state in parts."""
     state = CHECKPOINTS[0]["state_00000003.bin"]
-    start, end = HEADER_BYTES, len(state) - checkpoint.DIGEST_BYTES
+    start, end = HEADER_BYTES, len(state) - DIGEST_BYTES
     middle = end - 2 * 4 * LAYOUT.size
     parts = {"header": state[:start], "facts": state[start:middle], "moments": state[middle:end]}
     return [parts | {"model": CHECKPOINTS[0]["model_00000003.bin"]}]

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -7,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import tracemalloc
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError
+from gpt2.formats import training_state
 from gpt2.formats.llmc import load_model, write_model
 from gpt2.formats.run import newest_model
 from gpt2.model import GPT2
@@ -76,6 +79,33 @@ def test_what_was_saved_is_found_bit_for_bit(tmp_path):
     assert fresh.steps == 20
 
 
+def test_saving_needs_no_thread(tmp_path, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    save(tmp_path, 3)
+    assert find_with_reports(tmp_path)[1] == []
+
+
+def test_saving_needs_no_fsync_where_a_file_system_has_none(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    save(tmp_path, 3)
+    assert find_with_reports(tmp_path)[1] == []
+
+
+def test_folders_named_like_checkpoints_are_not_taken_for_them(tmp_path):
+    for name in (*pair(2), ".model_00000001.bin.abcd_123"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        checkpoint.find(tmp_path, pytest.fail)
+    save(tmp_path, 3, keep=1)
+    assert find_with_reports(tmp_path)[1] == [] and (tmp_path / pair(2)[0]).is_dir()
+
+
 def test_the_state_file_is_laid_out_as_described(tmp_path):
     _, optimizer = save(tmp_path, 20, train_loss=1.5)
     model, state = ((tmp_path / name).read_bytes() for name in pair(20))
@@ -128,14 +158,14 @@ def test_state_cut_off_while_it_is_read(tmp_path, monkeypatch):
     config = GPT2Config(maxT=4, V=5, L=1, NH=1, C=32)
     model, optimizer = make_run(1, config)
     found = checkpoint.save(tmp_path, model, optimizer, {"step": 1}, keep=1)
-    really = checkpoint._read_sizes
+    really = checkpoint.read_state_sizes
 
     def read_sizes(file, path):
         sizes = really(file, path)
         os.truncate(path, 20_000)
         return sizes
 
-    monkeypatch.setattr(checkpoint, "_read_sizes", read_sizes)
+    monkeypatch.setattr(checkpoint, "read_state_sizes", read_sizes)
     with pytest.raises(UserError, match=r"state_00000001\.bin: ends early"):
         found.load_moments(optimizer)
 
@@ -319,7 +349,7 @@ def test_a_model_of_another_version_is_refused(tmp_path, version):
 
 
 def test_too_many_facts_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "JSON_LIMIT", 1000)
+    monkeypatch.setattr(training_state, "JSON_LIMIT", 1000)
     with pytest.raises(UserError, match=r"state_00000001.bin: 1,\d\d\d bytes of metadata"):
         save(tmp_path, 1, text="x" * 1000)
     assert names(tmp_path) == ["model_00000001.bin"]
@@ -327,7 +357,7 @@ def test_too_many_facts_are_refused(tmp_path, monkeypatch):
 
 def test_a_state_with_too_many_facts_is_not_read(tmp_path, monkeypatch):
     save(tmp_path, 1, text="x" * 1000)
-    monkeypatch.setattr(checkpoint, "JSON_LIMIT", 1000)
+    monkeypatch.setattr(training_state, "JSON_LIMIT", 1000)
     lines = []
     with pytest.raises(UserError, match="no whole"):
         checkpoint.find(tmp_path, lines.append)

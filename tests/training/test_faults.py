@@ -13,6 +13,7 @@ import pytest
 
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError
+from gpt2.formats import training_state
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW
 from gpt2.training import checkpoint
@@ -257,8 +258,8 @@ def test_a_read_that_fails_is_a_damaged_file(runs, tmp_path, monkeypatch):
         def read(self, size=-1):
             raise OSError(errno.EIO, "Input/output error")
 
-    really = checkpoint.open_to_read
-    monkeypatch.setattr(checkpoint, "open_to_read", lambda p: Unreadable() if p.name == pair(2)[1] else really(p))
+    really = training_state.open_to_read
+    monkeypatch.setattr(training_state, "open_to_read", lambda p: Unreadable() if p.name == pair(2)[1] else really(p))
     reports = []
     assert_loads(checkpoint.find(folder, reports.append), 1)
     assert "state_00000002.bin: Input/output error" in reports[0]

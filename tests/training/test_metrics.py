@@ -13,7 +13,7 @@ import pytest
 
 from gpt2.errors import UserError
 from gpt2.formats import files
-from gpt2.training.metrics import Metrics
+from gpt2.training.metrics import LINE_LIMIT, Metrics
 
 
 def read(folder):
@@ -37,7 +37,7 @@ def line(step, **more):
 
 def test_a_line_for_each_record(tmp_path):
     put(tmp_path, line(7))
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     assert read(tmp_path) == []  # a new run starts a new file
     records = [{"step": 0, "val_loss": 11.0}, {"step": 1, "train_loss": 10.5, "lr": 3e-4}]
     for count, record in enumerate(records, start=1):
@@ -49,13 +49,13 @@ def test_a_line_for_each_record(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
 def test_what_is_not_finite_is_null(tmp_path, value):
     record = {"step": 1, "train_loss": value, "grad_norm": 2.0}
-    Metrics(tmp_path).write(record)
+    Metrics.start(tmp_path).write(record)
     assert read(tmp_path) == [{"step": 1, "train_loss": None, "grad_norm": 2.0}]
     assert record["train_loss"] is value
 
 
 def test_records_are_not_kept_in_memory(tmp_path):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     metrics.write({"step": 0})
     tracemalloc.start()
     try:
@@ -69,8 +69,71 @@ def test_records_are_not_kept_in_memory(tmp_path):
     assert grown < 20_000  # 2,000 records would take 500,000 bytes and more
 
 
-def test_resumed_file_goes_on_after_the_step(tmp_path, capsys):
+def test_looking_at_a_file_does_not_empty_it(tmp_path):
+    put(tmp_path, line(1, train_loss=2.0))
+    for folder in (tmp_path, str(tmp_path)):
+        metrics = Metrics(folder)
+        metrics.draw()
+        assert metrics.losses("train_loss")[1].tolist() == [2.0]
+        assert steps(tmp_path) == [1] and metrics.picture.exists()
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path, capsys):
+    with open(tmp_path / "metrics.jsonl", "wb") as file:
+        file.write(line(1, train_loss=1.0))
+        file.seek(10**8, os.SEEK_CUR)
+        file.write(b"\n" + line(2, train_loss=2.0))
+        file.seek(10**8, os.SEEK_CUR)
+        file.write(b"0")
+    tracemalloc.start()
+    try:
+        metrics = Metrics.resume(tmp_path, tmp_path, 5)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+    assert steps(tmp_path) == [1, 2] and metrics.losses("train_loss")[1].tolist() == [1.0, 2.0]
+    assert capsys.readouterr().out == f"{tmp_path / 'metrics.jsonl'}: 1 damaged line skipped\n"
+
+
+def test_a_record_of_any_length_is_read_back_or_refused(tmp_path):
+    room = LINE_LIMIT - len(line(1, x=""))
+    metrics = Metrics.start(tmp_path)
+    metrics.write({"step": 1, "x": room * "x"})
+    with pytest.raises(UserError, match=rf"metrics\.jsonl: the record of step 2 takes {LINE_LIMIT + 1:,} bytes"):
+        metrics.write({"step": 2, "x": (room + 1) * "x"})
+    metrics.write({"step": 3})
+    Metrics.resume(tmp_path, tmp_path, 5)
+    assert steps(tmp_path) == [1, 3]
+
+
+def test_a_link_in_its_place_is_replaced_and_never_written_through(tmp_path):
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "metrics.jsonl").symlink_to(target)
+    metrics = Metrics.start(tmp_path)
+    metrics.write({"step": 0})
+    assert steps(tmp_path) == [0] and not metrics.path.is_symlink()
+    metrics.path.unlink()
+    metrics.path.symlink_to(target)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: Too many levels of symbolic links"):
+        metrics.write({"step": 1})
+    assert target.read_text() == "precious"
+
+
+def test_a_pipe_in_its_place_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
     metrics = Metrics(tmp_path)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: No such device"):  # nobody reads it
+        metrics.write({"step": 1})
+    other_end = os.open(metrics.path, os.O_RDWR)  # or the test would wait if the function did
+    for call in (lambda: Metrics.resume(tmp_path, tmp_path, 5), metrics.draw):
+        with pytest.raises(UserError, match=r"metrics\.jsonl: not a regular file"):
+            call()
+    os.close(other_end)
+
+
+def test_resumed_file_goes_on_after_the_step(tmp_path, capsys):
+    metrics = Metrics.start(tmp_path)
     for step in range(8):
         metrics.write({"step": step, "run": 1})
     metrics = Metrics.resume(tmp_path, tmp_path, 5)
@@ -193,9 +256,9 @@ def test_any_bytes_become_a_file_of_one_record_a_step(tmp_path, capsys):
 
 SCRIPT = """
 import pathlib, sys
-from gpt2.training.metrics import Metrics
+from gpt2.training.metrics import LINE_LIMIT, Metrics
 folder, step = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-metrics = Metrics.resume(folder, folder, step) if step else Metrics(folder)
+metrics = Metrics.resume(folder, folder, step) if step else Metrics.start(folder)
 while True:
     step += 1
     metrics.write({"step": step, "train_loss": 1 / step})
@@ -240,7 +303,7 @@ class PartialFile:
 
 @pytest.mark.parametrize("room", [0, 20])
 def test_full_disk_tears_at_most_the_last_line(tmp_path, monkeypatch, room):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     metrics.write({"step": 0})
     monkeypatch.setattr("builtins.open", lambda *args, real=open, **more: PartialFile(real(*args, **more), room))
     with pytest.raises(UserError, match=r"metrics\.jsonl: the disk is full"):
@@ -252,7 +315,7 @@ def test_full_disk_tears_at_most_the_last_line(tmp_path, monkeypatch, room):
 
 
 def test_partial_writes_are_completed(tmp_path, monkeypatch):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     monkeypatch.setattr("builtins.open", lambda *args, real=open, **more: PartialFile(real(*args, **more), 1000))
     metrics.write({"step": 1, "train_loss": 1.25})
     monkeypatch.undo()
@@ -274,7 +337,7 @@ def test_failing_resumption_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_sync_reaches_the_disk_or_says_why_not(tmp_path, monkeypatch):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     metrics.sync()
@@ -286,11 +349,14 @@ def test_sync_reaches_the_disk_or_says_why_not(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "sync", fail)
     with pytest.raises(UserError, match=r"metrics\.jsonl: Input/output error"):
         metrics.sync()
+    monkeypatch.undo()
+    metrics.path.unlink()
+    metrics.sync()  # a file that was removed must not cost a checkpoint
 
 
 def test_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl: No such file"):
-        Metrics(tmp_path / "missing")
+        Metrics.start(tmp_path / "missing")
 
 
 def test_picture_shows_what_the_file_holds(tmp_path, monkeypatch):
@@ -302,7 +368,7 @@ def test_picture_shows_what_the_file_holds(tmp_path, monkeypatch):
         return plot(self, x, y, *style, label=label)
 
     monkeypatch.setattr(matplotlib.axes.Axes, "plot", record)
-    Metrics(tmp_path).write({"step": 0, "val_loss": 11.0})
+    Metrics.start(tmp_path).write({"step": 0, "val_loss": 11.0})
     metrics = Metrics.resume(tmp_path, tmp_path, 0)
     for step, loss in ((1, 10.0), (2, math.nan), (3, 9)):
         metrics.write({"step": step, "train_loss": loss})
@@ -321,6 +387,6 @@ def test_picture_shows_what_the_file_holds(tmp_path, monkeypatch):
 
 
 def test_picture_of_nothing(tmp_path):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics.start(tmp_path)
     metrics.draw()
     assert metrics.picture.read_bytes().startswith(b"\x89PNG")

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import sys
 import pytest
 
 from gpt2.errors import UserError
-from gpt2.training.run_folder import LOCK, locked, locked_folder, set_aside_earlier_run
+from gpt2.training.run_folder import LOCK, is_lost, locked, locked_folder, require_lock, set_aside_earlier_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Without the package's model, whose import takes most of a test.
@@ -147,14 +148,121 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys, number):
     with locked(tmp_path):
         assert capsys.readouterr().err == f"{tmp_path}: its file system has no locks: let no other run write there\n"
     assert capsys.readouterr() == ("", "")
+    assert os.listdir(tmp_path) == [LOCK]  # another process may be there, too
 
 
 def test_a_folder_that_cannot_be_locked(tmp_path):
     with pytest.raises(UserError, match=r"missing/.lock: No such file or directory"), locked(tmp_path / "missing"):
         pytest.fail("locked")
-    (tmp_path / ".lock").mkdir()
-    with pytest.raises(UserError, match=r"\.lock: Is a directory"), locked(tmp_path):
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "folder", "pipe", "device"])
+def test_what_is_no_lock_file_is_refused_and_not_touched(tmp_path, kind):
+    out, target = tmp_path / "out", tmp_path / "target"
+    out.mkdir()
+    if kind != "dangling link":
+        target.write_text("precious")
+    {
+        "link": lambda lock: lock.symlink_to(target),
+        "dangling link": lambda lock: lock.symlink_to(target),
+        "hard link": lambda lock: lock.hardlink_to(target),
+        "folder": lambda lock: lock.mkdir(),
+        "pipe": os.mkfifo,
+        "device": lambda lock: lock.symlink_to("/dev/null"),
+    }[kind](out / LOCK)
+    before = os.lstat(out / LOCK)
+    with pytest.raises(UserError, match=rf"^{out}/\.lock: not a lock file: .*; remove it or"), locked(out):
         pytest.fail("locked")
+    assert os.lstat(out / LOCK).st_ino == before.st_ino
+    assert kind == "dangling link" or target.read_text() == "precious"
+    assert kind != "dangling link" or not target.exists()
+
+
+def test_a_lock_removed_by_its_owner_while_another_opens_it_is_not_taken_for_one(tmp_path, monkeypatch):
+    flock = fcntl.flock
+    removed = []
+
+    def remove_first(descriptor, operation):
+        if not removed:
+            removed.append(os.unlink(tmp_path / LOCK))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with locked(tmp_path):
+        assert removed and (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
+        with pytest.raises(UserError, match="is at work there"), locked(tmp_path):
+            pytest.fail("two owners")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_that_writes_nothing_leaves_nothing(tmp_path):
+    (tmp_path / "there").mkdir()
+    for path in ("there", "new", "a/b/c"):
+        with pytest.raises(ZeroDivisionError), contextlib.ExitStack() as stack:
+            assert (locked_folder(tmp_path / path, stack) / LOCK).exists()
+            1 / 0  # noqa: B018
+    assert os.listdir(tmp_path) == ["there"] and os.listdir(tmp_path / "there") == []
+    with contextlib.ExitStack() as stack:
+        (locked_folder(tmp_path / "a" / "b", stack) / "file").touch()
+    assert os.listdir(tmp_path / "a" / "b") == ["file"]
+
+
+@pytest.mark.parametrize("name", ["model_00000001.bin", "state_00000001.bin", "checkpoints.json", "metrics.jsonl"])
+def test_a_folder_of_a_files_name_is_refused(tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"out/{name}: a folder, but .*; rename it"), contextlib.ExitStack() as stack:
+        locked_folder(tmp_path / "out", stack)
+    assert os.listdir(tmp_path / "out") == [name]
+
+
+def remove_lock(folder):
+    (folder / LOCK).unlink()
+
+
+def remove_folder(folder):
+    shutil.rmtree(folder)
+
+
+def move_away(folder):
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def move_and_replace(folder):
+    move_away(folder)
+    folder.mkdir()
+    (folder / LOCK).write_text("another\n")
+
+
+@pytest.mark.parametrize("change", [remove_lock, remove_folder, move_away, move_and_replace])
+def test_a_lock_that_is_gone_is_noticed_and_another_runs_is_not_removed(tmp_path, change):
+    out = tmp_path / "out"
+    with contextlib.ExitStack() as stack:
+        folder = locked_folder(out, stack)
+        (folder / "file").touch()
+        require_lock(folder)
+        assert not is_lost(folder)
+        change(out)
+        for _ in range(2):
+            with pytest.raises(
+                UserError, match=rf"^{out}: this run's lock on it is gone: .* the last checkpoint are lost"
+            ):
+                require_lock(folder)
+            assert is_lost(folder)
+    left = {remove_lock: ["file"], move_and_replace: [LOCK]}
+    assert (os.listdir(out) if out.exists() else None) == left.get(change)
+    require_lock(out)  # this process holds none there, so there is nothing to compare
+
+
+def test_what_cannot_be_compared_is_not_called_lost(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with locked(tmp_path):
+        monkeypatch.setattr(os, "lstat", fail)
+        with pytest.raises(UserError, match=r"\.lock: Input/output error"):
+            require_lock(tmp_path)
+        monkeypatch.undo()
+        require_lock(tmp_path)
 
 
 def set_aside(path):
@@ -175,7 +283,7 @@ def test_an_earlier_run_is_renamed_with_all_its_files(tmp_path, capsys, name):
         (out / name).write_text(f"run {number}")
         (out / "metrics.jsonl").touch()
         assert set_aside(out) == beside
-        assert os.listdir(out) == [LOCK]
+        assert os.listdir(out) == []
         assert (tmp_path / f"out-{number}" / name).read_text() == f"run {number}"
         assert (tmp_path / f"out-{number}" / "metrics.jsonl").exists()
         assert capsys.readouterr().out == f"{out} held an earlier run, which is now in out-{number}\n"
@@ -186,7 +294,7 @@ def test_a_folder_without_checkpoints_stays_where_it_is(tmp_path, capsys):
     for name in ("metrics.jsonl", "model_4.bin", "notes.txt"):
         (tmp_path / "out" / name).touch()
     assert set_aside(tmp_path / "out") == ["out"]
-    assert len(os.listdir(tmp_path / "out")) == 4 and capsys.readouterr().out == ""
+    assert len(os.listdir(tmp_path / "out")) == 3 and capsys.readouterr().out == ""
 
 
 def test_a_name_that_is_taken_is_passed_over_even_by_a_broken_link(tmp_path):
@@ -203,7 +311,7 @@ def test_a_folder_behind_a_link_is_renamed_where_it_is(tmp_path):
     (tmp_path / "disk" / "real" / "model_00000004.bin").touch()
     (tmp_path / "link").symlink_to("disk/real")
     assert set_aside(tmp_path / "link") == ["real", "real-1"]
-    assert (tmp_path / "link").is_symlink() and os.listdir(tmp_path / "link") == [LOCK]
+    assert (tmp_path / "link").is_symlink() and os.listdir(tmp_path / "link") == []
 
 
 def test_an_earlier_run_that_cannot_be_renamed_stops_the_new_one(tmp_path, monkeypatch):

@@ -8,10 +8,14 @@ import pytest
 
 from gpt2 import GPT2, GPT2Config, machine
 from gpt2.errors import UserError
+from gpt2.formats import training_state
 from gpt2.formats.llmc import write_tokens
+from gpt2.machine import available_threads, set_threads
 from gpt2.optimizer import AdamW
-from gpt2.training import setup
+from gpt2.training import checkpoint, setup
+from gpt2.training.loop import resume, train
 from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, TrainOptions
+from tests.support.runs import records
 
 CONFIG = GPT2Config(maxT=16, V=50, L=1, NH=2, C=12)
 OPTIONS = TrainOptions(init="tiny.bin", train_data="train.bin", val_data="val.bin", batch_size=2, seq_len=8)
@@ -28,6 +32,8 @@ def folder(tmp_path, monkeypatch):
         pathlib.Path(folder).mkdir()
     for name, count in (("train", 100), ("val", 50)):
         write_tokens(f"{name}.bin", np.arange(count) % 50)
+    yield
+    set_threads(available_threads())
 
 
 def start(**changes):
@@ -116,3 +122,35 @@ def test_disk_is_asked_for_as_many_checkpoints_as_there_are_at_once(capsys, chan
 def test_a_sequence_longer_than_the_models_positions_is_refused():
     with pytest.raises(UserError, match=r"^--seq-len 17: the model's positions end at 16$"):
         start(seq_len=17)
+
+
+def test_more_files_than_a_checkpoint_can_name_are_refused_at_once(monkeypatch):
+    names = tuple(f"data/{number:03}{'x' * 100}.bin" for number in range(40))
+    for name in names:
+        write_tokens(name, np.arange(100) % 50)
+    monkeypatch.setattr(training_state, "JSON_LIMIT", training_state.JSON_GROWTH + 10_000)
+    with pytest.raises(UserError, match=r"^out: .* bytes of metadata about the run, .* name fewer files .* a glob"):
+        start(train_data=names)
+    assert start(train_data="data/*.bin").state.loader.num_tokens == 40 * 100
+    assert start(train_data=names[:10]).state.loader.num_tokens == 10 * 100
+
+
+def resumed_with_spikes(steps):
+    """Records of a run of some steps without --skip-spikes, which is resumed for ten more with it."""
+    train(dataclasses.replace(OPTIONS, max_steps=steps, val_every=0, sample_every=0, threads=1))
+    resume("out", {"max_steps": steps + 10, "skip_spikes": 1e-9, "threads": 1})
+    return records()
+
+
+def test_skip_spikes_given_on_resume_acts_at_once_on_the_losses_recorded(capsys):
+    written = resumed_with_spikes(130)
+    assert any(record.get("skipped") == "spike" for record in written if record["step"] > 130)
+    window = [record["train_loss"] for record in written][-128:]
+    assert checkpoint.find("out").progress["outliers"]["train_loss"] == window
+    assert "--skip-spikes acts from" not in capsys.readouterr().out
+
+
+def test_skip_spikes_given_on_resume_says_when_it_acts_if_there_are_too_few_losses(capsys):
+    written = resumed_with_spikes(20)
+    assert not any("skipped" in record for record in written)
+    assert "--skip-spikes acts from step 129 on: metrics.jsonl has too few" in capsys.readouterr().out
