@@ -54,11 +54,11 @@ def run_command(main, output_required=True):
             sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(_line(error))
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:
-        sys.exit(f"error: {from_os_error(error, error.filename or 'input/output')}")
+        sys.exit(_line(from_os_error(error, error.filename or "input/output")))
     except MemoryError:
         sys.exit("error: out of memory; close other programs, or choose a smaller model, batch or sequence")
     except KeyboardInterrupt:
@@ -67,6 +67,12 @@ def run_command(main, output_required=True):
         sys.exit(130)
     finally:
         sys.stdout = LossyStream(sys.stdout)  # Python's own flush at exit would change the status to 120
+
+
+def _line(error):
+    """The line that reports an error; control characters, which a file's name may contain, are escaped."""
+    message = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(error))
+    return f"error: {message}"
 
 
 def _open_standard_descriptors():

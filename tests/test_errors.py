@@ -132,3 +132,8 @@ def test_characters_that_cannot_be_encoded_are_escaped(environment):
 def test_no_file_gets_the_descriptor_of_a_closed_stream():
     main = "file = open(os.devnull)\nreturn file.fileno() if os.write(1, b'1') + os.write(2, b'2') == 2 else 0"
     assert command(main, "<&- >&- 2>&-").returncode > 2
+
+
+def test_a_message_stays_one_line_whatever_a_file_is_called():
+    ended = command(r"raise UserError('a\n\x1b[2Jb: empty')")
+    assert ended.stderr == b"error: a\\n\\x1b[2Jb: empty\n"
