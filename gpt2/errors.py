@@ -47,7 +47,7 @@ def run_command(main):
             sys.exit(141)
         sys.exit(f"error: {from_os_error(error, error.filename or 'input/output')}")
     except MemoryError:
-        sys.exit("error: out of memory; close other programs, or choose a smaller model, batch or sequence")
+        sys.exit("error: out of memory; close other programs, or choose a smaller model, batch, sequence or text")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -8,10 +8,10 @@ import os
 import numpy as np
 
 from gpt2.errors import UserError, safe_repr
-from gpt2.formats.llmc import open_tokens
+from gpt2.formats.llmc import TokenFile, open_tokens
 
 CHUNK = 2**18  # tokens checked and hashed at a time: they fit in cache
-READ_BYTES = 2**26  # files are read into memory up to this total, then memory-mapped
+READ_BYTES = 2**26  # files are read into memory up to this total, and others row by row
 ROWS_SHOWN = 4
 
 
@@ -26,10 +26,11 @@ class DataLoader:
     shuffling, or an integer >= 0. Raises UserError for a missing or malformed file, a token id at or above V, and a
     file with fewer than B*T+1 tokens.
 
-    The first files, up to 64 MiB in total, are read into memory, so later changes to them do no harm. Larger ones are
-    memory-mapped: until the run ends they may be replaced by a rename, but not modified in place.
+    The first files, up to 64 MiB in total, are read into memory, so later changes to them do no harm. The others are
+    read as batches need them. They may be replaced by a rename, deleted or appended to; if one is truncated,
+    `next_batch` raises UserError. Other tokens written into one in place are used unchecked.
 
-    Attributes: `shards`, each file's token ids, integers (count,); `num_tokens`, their total; `num_batches` per epoch;
+    Attributes: `shards`, each file's token ids, an array of integers (count,) or an llmc.TokenFile; `num_tokens`, their total; `num_batches` per epoch;
     `fingerprint`, for `difference`: for each file a dict of its name as given ("file"), its number of "tokens" and the
     "sha256" of its ids as stored.
     """
@@ -42,7 +43,7 @@ class DataLoader:
         room = READ_BYTES
         for path in _expand(patterns):
             tokens = open_tokens(path, room)
-            if not isinstance(tokens, np.memmap):
+            if not isinstance(tokens, TokenFile):
                 room -= tokens.nbytes
             digest = _check_ids(tokens, path, V)
             if tokens.size < B * T + 1:
