@@ -10,7 +10,7 @@ from gpt2.formats.files import data_dir
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    text = "UTF-8 texts to use instead of TinyShakespeare, each for token files of its own, or a copy of TinyShakespeare"
+    text = "UTF-8 texts instead of TinyShakespeare (or a copy of it that you have), each for token files of its own"
     parser.add_argument("--input", nargs="+", action="extend", metavar="FILE", help=text)
     folder = "folder for downloads and token files (default: %(default)s)"
     parser.add_argument("--data-dir", metavar="DIR", default=data_dir(), help=folder)

@@ -29,7 +29,7 @@ def set_threads(n):
 
 
 def available_bytes():
-    """Bytes of memory that this process can still take: what the machine has free, within its own and groups' limits."""
+    """Bytes of memory that this process can still take: what the machine has free, within its limits."""
     available = psutil.virtual_memory().available
     return max(0, int(min([available, _address_space_left(), *map(_memory_left, _control_groups("memory"))])))
 

@@ -12,7 +12,7 @@ from gpt2.formats.llmc import TokenFile, open_tokens
 
 CHUNK = 2**18  # tokens checked and hashed at a time: they fit in cache
 READ_BYTES = 2**26  # files are read into memory up to this total, and others row by row
-ROWS_SHOWN = 4
+ROWS_SHOWN = FILES_SHOWN = 4
 
 
 class DataLoader:
@@ -30,9 +30,9 @@ class DataLoader:
     read as batches need them. They may be replaced by a rename, deleted or appended to; if one is truncated,
     `next_batch` raises UserError. Other tokens written into one in place are used unchecked.
 
-    Attributes: `shards`, each file's token ids, an array of integers (count,) or an llmc.TokenFile; `num_tokens`, their total; `num_batches` per epoch;
-    `fingerprint`, for `difference`: for each file a dict of its name as given ("file"), its number of "tokens" and the
-    "sha256" of its ids as stored.
+    Attributes: `shards`, each file's token ids, an array of integers (count,) or an llmc.TokenFile; `num_tokens`, their
+    total; `num_batches` per epoch; `fingerprint`, for `difference`: for each file a dict of its name as given ("file"),
+    its number of "tokens" and the "sha256" of its ids as stored.
     """
 
     def __init__(self, patterns, B, T, V, shuffle_seed=None):
@@ -103,6 +103,12 @@ class DataLoader:
             if len(rows) > ROWS_SHOWN:
                 places.append(f"and {len(rows) - ROWS_SHOWN:,} more")
         return f"epoch {epoch:,}, batch {batch:,}: {'; '.join(places)}"
+
+    def file_names(self):
+        """Names the files, in one line; of many, the first ones and how many more there are."""
+        names = [_printable(entry["file"]) for entry in self.fingerprint[:FILES_SHOWN]]
+        more = len(self.fingerprint) - len(names)
+        return ", ".join(names) + (f" and {more:,} more" if more else "")
 
     def difference(self, saved):
         """Compares the files with `saved`, the `fingerprint` of an earlier run, which may be malformed.

@@ -17,9 +17,10 @@ LLMC_B, LLMC_T, LLMC_BATCHES = 4, 64, 5
 def evaluate_split(model, shards, B, T, stride, token_bytes=None):
     """Predicts every token of each file except its first; files are independent texts.
 
-    shards: a list of integer arrays (count,) or llmc.TokenFiles, one per file, count >= 2. Windows of T tokens advance by `stride`. In
-    each window but a file's first, only the last `stride` predictions count, so each of them has more than T - stride
-    tokens of context. A file's last window ends at the end of the file and counts what remains. B windows form a batch.
+    shards: a list of integer arrays (count,) or llmc.TokenFiles, one per file, count >= 2. Windows of T tokens advance
+    by `stride`. In each window but a file's first, only the last `stride` predictions count, so each of them has more
+    than T - stride tokens of context. A file's last window ends at the end of the file and counts what remains. B
+    windows form a batch.
     token_bytes: integers (V,), the length of each token's text, from `load_token_bytes`; None: no byte metrics.
 
     Returns a dict:

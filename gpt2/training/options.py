@@ -293,6 +293,7 @@ def add_arguments(parser):
             *names,
             type=_lenient(kind.convert),
             nargs="+" if kind is PATHS else None,
+            action="extend" if kind is PATHS else "store",
             metavar=details["metavar"],
             help=f"{details['help']} (default: {shown})".replace("%", "%%"),
             default=argparse.SUPPRESS,

@@ -1,8 +1,11 @@
 """How a run starts or resumes: checks that there is room, then data, model, state."""
 
 import dataclasses
+import glob
 import math
+import os
 import pathlib
+import re
 import time
 
 from gpt2.config import PRESETS
@@ -72,7 +75,7 @@ def start_run(options, folder, make_optimizer):
     """Returns the Run that TrainOptions ask for, in a locked folder. Raises UserError."""
     config = PRESETS["gpt2"] if options.init == "scratch" else pretrained.load_config(options.init)
     train_data = options.train_data or default_data("train")
-    val_data = options.val_data or (default_data("val") if options.val_every else None)
+    val_data = options.val_data or (_default_val_data(options.train_data) if options.val_every else None)
     _require_room(options, config, folder)
     loaders = _open_data(options, config, train_data, val_data)
     model, is_pretrained = _initial_model(options)
@@ -88,7 +91,7 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
     options, resolved: from resume.resumed_options. anyway: accept other data. Raises UserError.
     """
     in_place = folder.samefile(found.folder)
-    val_data = resolved.val_data or (default_data("val") if options.val_every else None)
+    val_data = resolved.val_data or (_default_val_data(resolved.train_data) if options.val_every else None)
     resolved = dataclasses.replace(resolved, val_data=val_data)
     config = pretrained.load_config(found.model)
     _require_room(options, config, folder, found.step, len(steps(folder)) if in_place else 0)
@@ -117,6 +120,28 @@ def default_data(split):
         )
     print(f"{tiny} is not there, {plays} (the complete plays) stands in for it: losses are not comparable")
     return (str(plays),)
+
+
+def _default_val_data(train_data):
+    """The validation files that go with training files, or by default TinyShakespeare's.
+
+    train_data: paths and globs, or None. Where one says "train", as in mine_train.bin, its counterpart says "val".
+    Raises UserError unless each has one.
+    """
+    if train_data is None:
+        return default_data("val")
+    counterparts = []
+    for path in train_data:
+        folder, name = os.path.split(path)
+        counterpart = os.path.join(folder, re.sub(r"(?<![A-Za-z])train(?![A-Za-z])", "val", name))
+        if counterpart == path or not (os.path.exists(counterpart) or glob.glob(counterpart)):
+            beside = "" if counterpart == path else f" ({counterpart})"
+            raise UserError(
+                f"--train-data {path}: no validation data beside it{beside}; name some with --val-data, "
+                "or train without: --val-every 0"
+            )
+        counterparts.append(counterpart)
+    return tuple(counterparts)
 
 
 def _make_run(options, folder, model, loaders, resolved, make_optimizer):

@@ -92,6 +92,14 @@ def test_brackets_are_part_of_a_file_name_or_a_glob(tmp_path):
     assert DataLoader(str(tmp_path / "a[12].bin"), B=2, T=3, V=V).num_tokens == 16
 
 
+def test_the_files_are_named_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n in range(6):
+        write_range(tmp_path / f"{n}\n.bin", 0, 7)
+    assert DataLoader("[0-3]*", B=2, T=3, V=V).file_names() == "'0\\n.bin', '1\\n.bin', '2\\n.bin', '3\\n.bin'"
+    assert DataLoader("[0-5]*", B=2, T=3, V=V).file_names().endswith("'3\\n.bin' and 2 more")
+
+
 def test_another_loader_continues_at_a_saved_position(tmp_path):
     for start in (0, 1000):
         write_range(tmp_path / f"{start:04}.bin", start, start + 15)

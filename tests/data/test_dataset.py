@@ -83,8 +83,8 @@ def test_own_text(data_dir, tmp_path, capsys):
     assert capsys.readouterr().out == f"{paths[0]}: {total - val} tokens\n{paths[1]}: {val} tokens\n"
 
 
-def test_a_million_blanks_or_newlines(data_dir, tmp_path):
-    text = f"a{' ' * 1_000_001}b" + "\n" * 1_000_001
+def test_a_million_blanks_in_a_row(data_dir, tmp_path):
+    text = f"a{' ' * 1_000_001}b\n\n\n"
     (tmp_path / "own.txt").write_text(text)
     assert "".join(read_text(dataset.prepare(tmp_path / "own.txt", data_dir), data_dir).split("<|endoftext|>")) == text
 

@@ -324,7 +324,8 @@ def test_an_output_folder_may_be_a_link_or_the_working_folder(folder, capsys):
     init, train_data, val_data = map(os.path.abspath, ("tiny.bin", "train.bin", "val.bin"))
     os.chdir("large disk/real")
     with pytest.raises(UserError, match=r"^\.: holds an earlier run and cannot be renamed \(it is the working"):
-        train("--init", init, "--train-data", train_data, "--val-data", val_data, "-x", "1", "--out-dir", ".")
+        arguments = ["--init", init, "--train-data", train_data, "--val-data", val_data, "-b", "2", "-t", "8"]
+        train_gpt2.main([*arguments, "-x", "1", "--out-dir", "."])
 
 
 def test_a_step_is_saved_before_it_is_validated_and_sampled_from(folder, capsys):
