@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from gpt2.errors import UserError, safe_repr
+from gpt2.formats.files import open_to_read
 from gpt2.formats.llmc import TokenFile, open_tokens
 
 CHUNK = 2**18  # tokens checked and hashed at a time: they fit in cache
@@ -163,6 +164,16 @@ class DataLoader:
             np.random.default_rng([self._seed, epoch]).shuffle(rows)
             self._order = epoch, rows
         return self._order[1]
+
+
+def bytes_in_memory(patterns):
+    """Returns the bytes that a DataLoader of these files reads into memory, headers included. Raises UserError for a missing file."""
+    room = READ_BYTES
+    for path in _expand(patterns):
+        with open_to_read(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        room -= size if size <= room else 0
+    return READ_BYTES - room
 
 
 def _name(entry):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpt2.data import dataloader
-from gpt2.data.dataloader import DataLoader
+from gpt2.data.dataloader import DataLoader, bytes_in_memory
 from gpt2.errors import UserError
 from gpt2.formats.llmc import TokenFile
 
@@ -155,6 +155,15 @@ def test_a_small_file_may_change_during_the_run(tmp_path):
     path.write_bytes(b"")
     assert_batch(loader, 0)
     assert_batch(loader, 6)
+
+
+def test_the_bytes_read_into_memory_are_known_before(tmp_path, monkeypatch):
+    for name, count in (("a", 10), ("b", 5000), ("c", 40)):
+        write_range(tmp_path / f"{name}.bin", 0, count)
+    monkeypatch.setattr(dataloader, "READ_BYTES", 2200)
+    assert bytes_in_memory(str(tmp_path / "*.bin")) == 2 * 1024 + 2 * 50
+    shards = DataLoader(str(tmp_path / "*.bin"), B=1, T=1, V=V).shards
+    assert [isinstance(tokens, TokenFile) for tokens in shards] == [False, True, False]
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
 
 def test_too_little_memory_or_disk_is_said_before_it_is_taken(folder, monkeypatch):
     monkeypatch.setattr(machine, "available_bytes", lambda: 70_000)
-    with pytest.raises(UserError, match=r"not enough memory: training at --batch-size 2 --seq-len 8 needs .* 0.07 MB"):
+    with pytest.raises(UserError, match=r"^not enough memory: training at --batch-size 2 --seq-len 8 needs "):
         train()
     monkeypatch.undo()
     monkeypatch.chdir(folder)

@@ -126,13 +126,14 @@ def test_the_optimizer_may_be_a_subclass():
 
 
 def test_memory_is_checked_before_data_are_read_and_includes_what_samples_take(monkeypatch, capsys):
+    pathlib.Path("bad.bin").write_text("no tokens")
     start()
     needed = capsys.readouterr().out
     start(sample_every=0)
     assert "for samples" in needed and "for samples" not in capsys.readouterr().out
     monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
     with pytest.raises(UserError, match="not enough memory"):
-        start(train_data="missing.bin")
+        start(train_data="bad.bin")
 
 
 @pytest.mark.parametrize(
