@@ -167,7 +167,10 @@ class DataLoader:
 
 
 def bytes_in_memory(patterns):
-    """Returns the bytes that a DataLoader of these files reads into memory, headers included. Raises UserError for a missing file."""
+    """Returns the bytes that a DataLoader of these files reads into memory, headers included.
+
+    Raises UserError for a missing file.
+    """
     room = READ_BYTES
     for path in _expand(patterns):
         with open_to_read(path) as file:
