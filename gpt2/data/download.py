@@ -186,7 +186,9 @@ def download_package(requirements):
         archives = list(pathlib.Path(folder).iterdir())
         if pip.returncode == 0 and len(archives) == 1:
             return archives[0].read_bytes()
-    errors = re.findall(r"^ERROR: (?!Exception:)(.*)", pip.stderr, re.MULTILINE) or pip.stderr.splitlines() or ["no output"]
+    errors = (
+        re.findall(r"^ERROR: (?!Exception:)(.*)", pip.stderr, re.MULTILINE) or pip.stderr.splitlines() or ["no output"]
+    )
     reason = "".join(filter(str.isprintable, errors[-1]))
     raise UnavailableError(f"{requirements.name}: pip cannot download it: {reason}")
 
