@@ -83,7 +83,7 @@ def download(path, pin, url):
         data = _within(TOTAL_SECONDS, _get, url, pin.size)
     except TimeoutError as error:
         raise UnavailableError(f"{url}: not complete after {TOTAL_SECONDS} seconds") from error
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: a malformed proxy address
         raise UnavailableError(f"{url}: {_reason(error)}") from error
     save_verified(path, data, pin.sha256, url)
 
@@ -111,6 +111,7 @@ def _get(url, size):
 
     def refuse_redirect(response, **_):  # before requests reads its body, of any length
         if response.is_redirect:
+            response.close()
             raise UnavailableError(f"{url}: the server redirects elsewhere, which is not followed")
 
     options = {"timeout": (CONNECT_SECONDS, READ_SECONDS), "hooks": {"response": refuse_redirect}}
@@ -144,7 +145,7 @@ def _reason(error):
     for kind, reason in reasons.items():
         if isinstance(error, kind):
             return reason
-    return f"malformed response ({type(error).__name__})"
+    return f"malformed address or response ({type(error).__name__})"
 
 
 _LIMITED_PIP = """

@@ -74,8 +74,8 @@ FAILURES = {
     "gzip bomb": "the response is compressed, which was not asked for",
     "not found": "the server responds with status 404",
     "control characters": "the server responds with status 503",
-    "two lengths": "malformed response",
-    "length twice": "malformed response",
+    "two lengths": "malformed address or response",
+    "length twice": "malformed address or response",
     "trickling headers": "not complete after 1 seconds",
     "trickling body": "not complete after 1 seconds",
     "redirect to a long label": "the server redirects elsewhere, which is not followed",
@@ -117,6 +117,14 @@ def test_a_refused_connection_is_one_line(target):
         with pytest.raises(UnavailableError) as caught:
             download.download(target, PIN, url)
     assert str(caught.value) == f"{url}: the server is unreachable"
+
+
+@pytest.mark.parametrize("proxy", ["http://[", f"http://{'a' * 70}:80", "socks5://x", "\x1b[31m"])
+def test_a_malformed_proxy_is_one_line(target, monkeypatch, proxy):
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(UnavailableError, match=r"^http://example.test/file: malformed address or response \(\w+\)$"):
+        download.download(target, PIN, "http://example.test/file")
 
 
 def test_an_unwritable_folder_is_no_reason_to_try_another_source(tmp_path):
