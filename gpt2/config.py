@@ -1,6 +1,7 @@
 """Model sizes: the released ones, which are valid, and the parameter count."""
 
 import dataclasses
+import numbers
 
 from gpt2.errors import UserError, safe_repr
 
@@ -9,7 +10,7 @@ VOCAB_MULTIPLE = 128
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """Sizes of a model. Raises UserError for invalid ones.
+    """Sizes of a model, whole numbers, NumPy's among them. Raises UserError for invalid ones.
 
     maxT: maximum sequence length. V: vocabulary size. L: layers. NH: attention heads. C: channels, a multiple of NH.
     """
@@ -23,8 +24,12 @@ class GPT2Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not 1 <= value < 2**31:
-                raise UserError(f"model size {field.name}={safe_repr(value)}: expected a value from 1 to 2^31 - 1")
+            # bool is a subclass of int.
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value < 2**31:
+                raise UserError(
+                    f"model size {field.name}={safe_repr(value)}: expected a whole number from 1 to 2^31 - 1"
+                )
+            object.__setattr__(self, field.name, int(value))
         if self.C % self.NH:
             raise UserError(f"C={self.C} channels: expected a multiple of NH={self.NH} heads")
 

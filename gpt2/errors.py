@@ -60,7 +60,7 @@ def run_command(main, output_required=True):
     except OSError as error:
         sys.exit(_line(from_os_error(error, error.filename or "input/output")))
     except MemoryError:
-        sys.exit("error: out of memory; close other programs, or choose a smaller model, batch or sequence")
+        sys.exit("error: out of memory; close other programs, or choose a smaller model, batch, sequence or text")
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback
         print("interrupted", file=sys.stderr)

@@ -38,7 +38,8 @@ def parse_arguments(arguments=None):
     )
     add_model(parser, required=True)
     add = parser.add_argument
-    add("--data", nargs="+", metavar="FILE", help="token files or globs; each file is an independent text")
+    help_data = "token files or globs; each file is an independent text"
+    add("--data", nargs="+", action="extend", metavar="FILE", help=help_data)
     add(
         "--stride",
         type=int,

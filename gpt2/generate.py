@@ -12,7 +12,7 @@ from gpt2.formats.pretrained import load_weights
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
 from gpt2.inference.interactive import SLID, Conversation
-from gpt2.inference.prompt import encode_prompt, read_prompt
+from gpt2.inference.prompt import SILENT_SECONDS, STDIN, encode_prompt, read_prompt
 from gpt2.inference.sampling import Sampling, generate, random_streams
 from gpt2.inference.textstream import IdStream, TextStream, TokenLines, text_pieces
 from gpt2.inference.warmup import prepare_kernels
@@ -25,15 +25,15 @@ def parse_arguments(arguments=None):
     """Returns the options as a namespace. Raises UserError for values that are wrong or contradict each other."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt2.generate",
-        description="Continues a prompt from --prompt, --prompt-file or piped standard input; without one, starts a "
-        "new document. Streams the continuation, without the prompt, until end of text, a stop text or "
-        "--max-new-tokens.",
+        description="Continues a prompt from --prompt, --prompt-file or piped standard input; without one, or if "
+        f"nothing comes through the pipe for {SILENT_SECONDS} seconds, starts a new document. Streams the "
+        "continuation, without the prompt, until end of text, a stop text or --max-new-tokens.",
     )
     group = parser.add_argument_group("model and prompt")
     add_model(group, default="gpt2")
     add = group.add_argument
     add("--prompt", metavar="TEXT", help="text to continue; <|endoftext|> in it is ordinary text")
-    add("--prompt-file", metavar="FILE", help="UTF-8 file with the prompt; a final line break is dropped")
+    add("--prompt-file", metavar="FILE", help="UTF-8 file with the prompt, - for standard input")
     add("--interactive", action="store_true", help="read prompts in a loop that keeps the conversation")
 
     add = parser.add_argument_group("sampling").add_argument
@@ -82,6 +82,8 @@ def _check(options):
         for name, default in {"num_samples": 1, "num_beams": 1, "show_tokens": False}.items():
             if getattr(options, name) != default:
                 raise UserError(f"--interactive excludes {_flag(name)}")
+        if options.prompt_file == STDIN:
+            raise UserError("--interactive excludes --prompt-file -: what is typed comes from there")
 
 
 def _flag(name):
@@ -93,7 +95,8 @@ def run(options):
     temperature = 1.0 if options.temperature is None else options.temperature
     sampling = Sampling(temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
     set_threads(options.threads)
-    text = read_prompt(options.prompt, options.prompt_file, None if options.interactive else sys.stdin)
+    stdin = None if options.interactive else sys.stdin
+    text = read_prompt(options.prompt, options.prompt_file, stdin)
     config, params = load_weights(options.model, writable=False)
     encoding = _load_encoding(config, options, text)
     if options.interactive:
@@ -161,7 +164,7 @@ def main(arguments=None):
         raise UserError("standard input or output is closed; text is read from one and written to the other")
     sys.stdout.reconfigure(encoding="utf-8")
     if options.interactive:
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
     run(options)
 
 

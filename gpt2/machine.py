@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import resource
 
 import psutil
 
@@ -34,9 +35,20 @@ def set_threads(n):
 
 
 def available_bytes():
-    """Bytes of memory that this process can still take: what the machine has free, within its groups' limits."""
+    """Bytes of memory that this process can still take: what the machine has free, within its limits."""
     available = psutil.virtual_memory().available
-    return max(0, min([available, *map(_memory_left, _control_groups("memory"))]))
+    return max(0, int(min([available, _address_space_left(), *map(_memory_left, _control_groups("memory"))])))
+
+
+def held_bytes():
+    """Bytes of memory that this process holds: its resident set."""
+    return psutil.Process().memory_info().rss
+
+
+def _address_space_left():
+    """Bytes that the process's limit on its address space leaves (`ulimit -v`); infinity if there is none."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return math.inf if limit == resource.RLIM_INFINITY else limit - psutil.Process().memory_info().vms
 
 
 def _control_groups(controller):

@@ -13,13 +13,12 @@ def readable(count):
     return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.2f} MB"
 
 
-def require(needed_bytes, what):
+def require(needed_bytes, what, advice="choose a smaller model, batch or sequence"):
     """Raises UserError, saying how much `what` needs and how much there is, if there is too little."""
     available = machine.available_bytes()
     if needed_bytes > available:
         raise UserError(
-            f"not enough memory: {what} needs {readable(needed_bytes)}, {readable(available)} are available; "
-            "choose a smaller model, batch or sequence"
+            f"not enough memory: {what} needs {readable(needed_bytes)}, {readable(available)} are available; {advice}"
         )
 
 

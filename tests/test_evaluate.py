@@ -275,7 +275,7 @@ def run(arguments):
 
 
 def test_printed_and_json_results(folder, capsys):
-    run("--data a.bin b.bin --stride 4 -t 12 -b 3 --hellaswag h.bin --json out.json --threads 2")
+    run("--data a.bin --data b.bin --stride 4 -t 12 -b 3 --hellaswag h.bin --json out.json --threads 2")
     results = json.loads(pathlib.Path("out.json").read_text())
     expected = evaluate_split(folder, [random_tokens(500, seed=1), random_tokens(70, seed=2)], 3, 12, 4)
     assert results == {

@@ -13,6 +13,7 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
 from gpt2.generate import main
+from gpt2.inference import prompt
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
 from gpt2.inference.warmup import prepare_kernels
@@ -101,9 +102,35 @@ def test_prompt_sources(run, monkeypatch):
     pathlib.Path("prompt.txt").write_bytes("né\n".encode())
     assert run("--prompt-file", "prompt.txt", *options).out == expected
     for ending in (b"", b"\n", b"\r\n"):
-        monkeypatch.setattr(sys, "stdin", piped("né".encode() + ending))
-        assert run(*options).out == expected
+        for more in ([], ["--prompt-file", "-"]):
+            monkeypatch.setattr(sys, "stdin", piped("né".encode() + ending))
+            assert run(*options, *more).out == expected
     assert run("--prompt", "né\n", *options).out != expected
+
+
+def test_a_prompt_with_crlf_and_a_byte_order_mark_is_the_same_prompt(run, monkeypatch):
+    options = ("--temperature", "0", "--max-new-tokens", "5", "--show-tokens")
+    expected = run("--prompt", "né\n\nx", *options).out
+    for form in ("né\r\n\r\nx", "\ufeffné\n\nx", "\ufeffné\r\n\nx"):
+        assert run("--prompt", form, *options).out == expected
+        pathlib.Path("prompt.txt").write_bytes(f"{form}\r\n".encode())
+        assert run("--prompt-file", "prompt.txt", *options).out == expected
+        monkeypatch.setattr(sys, "stdin", piped(f"{form}\r\n".encode()))
+        assert run(*options).out == expected
+
+
+def test_crlf_and_a_byte_order_mark_do_not_matter_in_a_conversation(run, monkeypatch):
+    texts = []
+    for data in ("né\nx\n", "\ufeffné\r\nx\r\n"):
+        monkeypatch.setattr(sys, "stdin", piped(data.encode()))
+        texts.append(run("--interactive", "--temperature", "0", "--max-new-tokens", "5").out)
+    assert texts[0] == texts[1]
+
+
+def test_a_prompt_of_a_million_blanks(run):
+    options = ("--temperature", "0", "--max-new-tokens", "5")
+    pathlib.Path("prompt.txt").write_text(" " * 1_000_001 + "x")
+    assert run("--prompt-file", "prompt.txt", *options).out == run("--prompt", " " * 31 + "x", *options).out
 
 
 def test_without_a_prompt_a_new_document_starts(run):
@@ -214,6 +241,7 @@ def test_model_with_another_vocabulary_prints_ids(folder, capsys):
         ("--num-beams 2 --temperature 1", "--num-beams excludes --temperature"),
         ("--num-beams 2 --num-samples 2", "--num-beams excludes --num-samples"),
         ("--interactive --num-samples 2", "--interactive excludes --num-samples"),
+        ("--interactive --prompt-file -", "--interactive excludes --prompt-file -"),
         ("--interactive --show-tokens", "--interactive excludes --show-tokens"),
         ("--prompt a --prompt-file b", "--prompt and --prompt-file exclude each other"),
         ("--prompt-file missing.txt", "missing.txt: No such file"),
@@ -233,10 +261,38 @@ def test_bad_input_is_one_line(run, arguments, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_empty_standard_input_is_rejected(run, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", piped(b""))
-    with pytest.raises(UserError, match="standard input: the prompt is empty"):
-        run()
+@pytest.mark.parametrize("data", [b"", b"\n", b"\xef\xbb\xbf\r\n"])
+def test_empty_standard_input_is_no_prompt(run, monkeypatch, data):
+    options = ("--temperature", "0", "--max-new-tokens", "5")
+    expected = run(*options).out
+    for more in ([], ["--prompt-file", "-"]):
+        monkeypatch.setattr(sys, "stdin", piped(data))
+        assert run(*options, *more) == (expected, "")
+
+
+def test_a_pipe_that_stays_silent_is_no_prompt(run, monkeypatch):
+    options = ("--temperature", "0", "--max-new-tokens", "5")
+    expected = run(*options).out
+    monkeypatch.setattr(prompt, "SILENT_SECONDS", 0.1)
+    read, write = os.pipe()
+    with open(read) as stdin, open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        printed = run(*options)
+        assert printed.out == expected
+        assert printed.err.startswith("no prompt on standard input within 0.1 seconds: starting a new document")
+        pipe.write("né\n")
+        pipe.close()
+        assert run(*options) == run("--prompt", "né", *options)
+
+
+def test_a_prompt_file_of_dash_waits_for_a_slow_pipe(run, monkeypatch):
+    options = ("--temperature", "0", "--max-new-tokens", "5")
+    expected = run("--prompt", "né", *options).out
+    monkeypatch.setattr(prompt, "SILENT_SECONDS", 0.05)
+    slow = subprocess.Popen("sleep 0.5; echo né", shell=True, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    with slow:
+        monkeypatch.setattr(sys, "stdin", slow.stdout)
+        assert run(*options, "--prompt-file", "-") == (expected, "")
 
 
 def test_bad_option_exits_with_status_1(tmp_path):

@@ -1,5 +1,9 @@
 """What this process may use: affinity, quotas and limits, with control groups made in a folder."""
 
+import pathlib
+import subprocess
+import sys
+
 import numba
 import psutil
 import pytest
@@ -7,6 +11,7 @@ import pytest
 from gpt2 import machine
 from gpt2.errors import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 VERSION_2 = {"limit": "memory.max", "usage": "memory.current"}
 VERSION_1 = {"limit": "memory.limit_in_bytes", "usage": "memory.usage_in_bytes"}
 STATISTICS = {"anon": 100, "inactive_file": 300_000, "active_file": 200_000}
@@ -69,6 +74,20 @@ def test_no_limit_leaves_what_the_machine_has(groups, tmp_path):
     assert machine.available_bytes() > 10_000_000
     groups("", VERSION_2, 5_000_000, 1_000_000, {}, "0::/\n")
     assert machine.available_bytes() > 10_000_000
+
+
+def test_a_limit_on_the_address_space_counts():
+    program = """
+import resource
+from gpt2 import machine
+unlimited = machine.available_bytes()
+limit = machine.psutil.Process().memory_info().vms + 300_000_000
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(unlimited, machine.available_bytes(), machine.held_bytes())
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    unlimited, limited, held = map(int, run.stdout.split())
+    assert unlimited > 310_000_000 > limited > 250_000_000 and 20_000_000 < held < 500_000_000
 
 
 @pytest.mark.parametrize("n", [0, -1, numba.config.NUMBA_NUM_THREADS + 1])

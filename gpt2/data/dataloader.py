@@ -8,11 +8,12 @@ import os
 import numpy as np
 
 from gpt2.errors import UserError, safe_repr
-from gpt2.formats.llmc import open_tokens
+from gpt2.formats.files import open_to_read
+from gpt2.formats.llmc import TokenFile, open_tokens
 
 CHUNK = 2**18  # tokens checked and hashed at a time: they fit in cache
-READ_BYTES = 2**26  # files are read into memory up to this total, then memory-mapped
-ROWS_SHOWN = 4
+READ_BYTES = 2**26  # files are read into memory up to this total, and others row by row
+ROWS_SHOWN = FILES_SHOWN = 4
 
 
 class DataLoader:
@@ -26,12 +27,13 @@ class DataLoader:
     shuffling, or an integer >= 0. Raises UserError for a missing or malformed file, a token id at or above V, and a
     file with fewer than B*T+1 tokens.
 
-    The first files, up to 64 MiB in total, are read into memory, so later changes to them do no harm. Larger ones are
-    memory-mapped: until the run ends they may be replaced by a rename, but not modified in place.
+    The first files, up to 64 MiB in total, are read into memory, so later changes to them do no harm. The others are
+    read as batches need them. They may be replaced by a rename, deleted or appended to; if one is truncated,
+    `next_batch` raises UserError. Other tokens written into one in place are used unchecked.
 
-    Attributes: `shards`, each file's token ids, integers (count,); `num_tokens`, their total; `num_batches` per epoch;
-    `fingerprint`, for `difference`: for each file a dict of its name as given ("file"), its number of "tokens" and the
-    "sha256" of its ids as stored.
+    Attributes: `shards`, each file's token ids, an array of integers (count,) or an llmc.TokenFile; `num_tokens`, their
+    total; `num_batches` per epoch; `fingerprint`, for `difference`: for each file a dict of its name as given ("file"),
+    its number of "tokens" and the "sha256" of its ids as stored.
     """
 
     def __init__(self, patterns, B, T, V, shuffle_seed=None):
@@ -42,7 +44,7 @@ class DataLoader:
         room = READ_BYTES
         for path in _expand(patterns):
             tokens = open_tokens(path, room)
-            if not isinstance(tokens, np.memmap):
+            if not isinstance(tokens, TokenFile):
                 room -= tokens.nbytes
             digest = _check_ids(tokens, path, V)
             if tokens.size < B * T + 1:
@@ -103,6 +105,12 @@ class DataLoader:
                 places.append(f"and {len(rows) - ROWS_SHOWN:,} more")
         return f"epoch {epoch:,}, batch {batch:,}: {'; '.join(places)}"
 
+    def file_names(self):
+        """Names the files, in one line; of many, the first ones and how many more there are."""
+        names = [_printable(entry["file"]) for entry in self.fingerprint[:FILES_SHOWN]]
+        more = len(self.fingerprint) - len(names)
+        return ", ".join(names) + (f" and {more:,} more" if more else "")
+
     def difference(self, saved):
         """Compares the files with `saved`, the `fingerprint` of an earlier run, which may be malformed.
 
@@ -156,6 +164,19 @@ class DataLoader:
             np.random.default_rng([self._seed, epoch]).shuffle(rows)
             self._order = epoch, rows
         return self._order[1]
+
+
+def bytes_in_memory(patterns):
+    """Returns the bytes that a DataLoader of these files reads into memory, headers included.
+
+    Raises UserError for a missing file.
+    """
+    room = READ_BYTES
+    for path in _expand(patterns):
+        with open_to_read(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        room -= size if size <= room else 0
+    return READ_BYTES - room
 
 
 def _name(entry):

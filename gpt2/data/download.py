@@ -3,6 +3,7 @@
 A source that cannot deliver raises UnavailableError, and `first_source` tries the next.
 """
 
+import concurrent.futures
 import fnmatch
 import hashlib
 import importlib.util
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import typing
 import zipfile
 
@@ -22,7 +24,8 @@ from gpt2.formats import files
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 10
-PIP_SECONDS = 300
+TOTAL_SECONDS = 300  # of a download, or of pip's
+ARCHIVE_BYTES = 1 << 26  # the largest file that pip may write
 CHUNK_BYTES = 1 << 14
 
 
@@ -77,18 +80,42 @@ def download(path, pin, url):
         print(f"{path}: wrong SHA-256, so it is downloaded again")
     print(f"downloading {path} from {url}", flush=True)
     try:
-        data = _get(url, pin.size)
-    except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to a malformed URL
+        data = _within(TOTAL_SECONDS, _get, url, pin.size)
+    except TimeoutError as error:
+        raise UnavailableError(f"{url}: not complete after {TOTAL_SECONDS} seconds") from error
+    except (requests.RequestException, ValueError) as error:  # ValueError: a malformed proxy address
         raise UnavailableError(f"{url}: {_reason(error)}") from error
     save_verified(path, data, pin.sha256, url)
 
 
+def _within(seconds, function, *arguments):
+    """Returns function(*arguments), called in another thread. Raises TimeoutError, and leaves it behind, if it is slow.
+
+    A socket's timeout limits the wait for the next bytes only: name resolution, headers or a body may trickle for ever.
+    """
+    result = concurrent.futures.Future()
+
+    def call():
+        try:
+            result.set_result(function(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return result.result(seconds)
+
+
 def _get(url, size):
-    """Returns the response's body, at most one chunk longer than `size` bytes."""
+    """Returns the response's body, at most one chunk longer than `size` bytes. Follows no redirects."""
     import requests
 
-    timeout = CONNECT_SECONDS, READ_SECONDS
-    with requests.get(url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=timeout) as response:
+    def refuse_redirect(response, **_):  # before requests reads its body, of any length
+        if response.is_redirect:
+            response.close()
+            raise UnavailableError(f"{url}: the server redirects elsewhere, which is not followed")
+
+    options = {"timeout": (CONNECT_SECONDS, READ_SECONDS), "hooks": {"response": refuse_redirect}}
+    with requests.get(url, headers={"Accept-Encoding": "identity"}, stream=True, **options) as response:
         response.raise_for_status()
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise UnavailableError(f"{url}: the response is compressed, which was not asked for")
@@ -118,19 +145,34 @@ def _reason(error):
     for kind, reason in reasons.items():
         if isinstance(error, kind):
             return reason
-    return f"malformed response ({type(error).__name__})"
+    return f"malformed address or response ({type(error).__name__})"
+
+
+_LIMITED_PIP = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 
 
 def download_package(requirements):
     """Has pip download the one archive that a hash-pinned requirements file names; returns it as bytes.
 
     pip uses the user's settings (index, proxy, certificates) and checks the hash. Raises UnavailableError if there is
-    no pip, or pip fails.
+    no pip, or pip fails or writes more than ARCHIVE_BYTES.
     """
     if importlib.util.find_spec("pip") is None:
         raise UnavailableError(f"{requirements.name}: {sys.executable} has no pip; add it with python -m ensurepip")
     print(f"downloading the archive named in {requirements.name} with pip", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input"]
+    command = [
+        sys.executable,
+        "-c",
+        _LIMITED_PIP.format(ARCHIVE_BYTES),
+        "download",
+        "--no-deps",
+        "--require-hashes",
+        "--no-input",
+    ]
     command += ["--disable-pip-version-check", "--retries", "1", "--timeout", str(READ_SECONDS)]
     command += [] if sys.stdout.isatty() else ["--quiet"]
     with tempfile.TemporaryDirectory() as folder:
@@ -138,14 +180,16 @@ def download_package(requirements):
         try:
             # stdout is left to pip's progress bar.
             pip = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=PIP_SECONDS
+                command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=TOTAL_SECONDS
             )
         except subprocess.TimeoutExpired as error:
-            raise UnavailableError(f"{requirements.name}: pip did not finish within {PIP_SECONDS} seconds") from error
+            raise UnavailableError(f"{requirements.name}: pip did not finish within {TOTAL_SECONDS} seconds") from error
         archives = list(pathlib.Path(folder).iterdir())
         if pip.returncode == 0 and len(archives) == 1:
             return archives[0].read_bytes()
-    errors = re.findall(r"^ERROR: (.*)", pip.stderr, re.MULTILINE) or pip.stderr.splitlines() or ["no output"]
+    errors = (
+        re.findall(r"^ERROR: (?!Exception:)(.*)", pip.stderr, re.MULTILINE) or pip.stderr.splitlines() or ["no output"]
+    )
     reason = "".join(filter(str.isprintable, errors[-1]))
     raise UnavailableError(f"{requirements.name}: pip cannot download it: {reason}")
 

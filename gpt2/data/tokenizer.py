@@ -1,15 +1,18 @@
-"""GPT-2's byte-pair encoding: its two vocabulary files, and a tiktoken encoding built from them."""
+"""GPT-2's byte-pair encoding: its two vocabulary files, a tiktoken encoding built from them, and texts as bytes."""
 
 import contextlib
 import hashlib
+import itertools
 import os
 import pathlib
+import re
 import tempfile
 
 import tiktoken
 import tiktoken.load
 
 from gpt2.data import download
+from gpt2.errors import UserError
 from gpt2.formats import files
 
 EOT = 50256  # <|endoftext|>, which precedes every document
@@ -24,16 +27,60 @@ VOCAB_REQUIREMENTS = pathlib.Path(__file__).with_name("vocab.requirements.txt")
 # How GPT-2 splits text into words before merging bytes.
 PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
+# PATTERN's \s. No word ends in whitespace that something other than whitespace precedes, so a text can be cut there.
+_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_CUT = re.compile(rf"(?<=[^{_SPACE}])(?=[{_SPACE}])")
+_PART = 2**18  # characters given to tiktoken at a time, as it aborts the process if it runs out of memory
+# Runs of whitespace that its regex engine is not given: from a million characters on it panics.
+_LONG_RUN = re.compile(rf"(?<![{_SPACE}])[{_SPACE}]{{100000,}}")
+
+
+class Encoding(tiktoken.Encoding):
+    """A tiktoken.Encoding with PATTERN that encodes texts of any length and any content, to the same tokens."""
+
+    def encode_ordinary(self, text):
+        return list(itertools.chain.from_iterable(self.encode_parts(text)))
+
+    def encode_parts(self, text):
+        """Yields the tokens of the text's successive parts, lists of int."""
+        start = 0
+        while start < len(text):
+            cut = _CUT.search(text, start + _PART)
+            end = cut.start() if cut else len(text)
+            yield from self._encode_part(text[start:end])
+            start = end
+
+    def _encode_part(self, text):
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            # By \s+(?!\S), a run is one word, except that its last character belongs to what follows it, if anything.
+            end = run.end() - (run.end() < len(text))
+            yield super().encode_ordinary(text[start : run.start()])
+            yield self._encode_single_piece(text[run.start() : end])
+            start = end
+        yield super().encode_ordinary(text[start:])
+
+
+def decode_text(data, source):
+    """Returns the text in `data`, UTF-8 bytes, as str: without a byte order mark, lines ending in "\\n".
+
+    Raises UserError, naming the `source`, if it is not UTF-8.
+    """
+    try:
+        return data.decode().removeprefix("\ufeff").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: not UTF-8 at byte {error.start:,}; convert it to UTF-8") from error
+
 
 def load_tokenizer(data_dir=None):
-    """Returns GPT-2's tiktoken.Encoding, built from the files of `vocabulary_files`; same argument and errors.
+    """Returns GPT-2's Encoding, built from the files of `vocabulary_files`; same argument and errors.
 
     Its `encode_ordinary` treats "<|endoftext|>" as ordinary text; the special token is EOT.
     """
     merges, vocabulary = vocabulary_files(data_dir)
     with _environment(TIKTOKEN_CACHE_DIR=""):  # otherwise it copies even local files to a cache of its own
         ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(str(merges), str(vocabulary))
-    return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": EOT})
+    return Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": EOT})
 
 
 def vocabulary_files(data_dir=None):

@@ -16,6 +16,7 @@ from gpt2.layout import parameter_layout
 from gpt2.memory import allocate
 
 CONFIG = "config.json"
+CONFIG_LIMIT = 2**20  # bytes
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 # Where other folders keep their weights, in formats that are not supported.
@@ -111,8 +112,11 @@ def _write_json(path, fields):
 def read_config(path):
     """Reads a config.json. Returns its GPT2Config. Raises UserError unless it is a supported GPT-2."""
     with open_to_read(path) as file:
+        data = file.read(CONFIG_LIMIT + 1)
+        if len(data) > CONFIG_LIMIT:
+            raise UserError(f"{path}: more than {CONFIG_LIMIT:,} bytes, expected the few of a model's configuration")
         try:
-            fields = json.load(file)
+            fields = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(fields, dict):

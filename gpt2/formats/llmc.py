@@ -6,6 +6,7 @@ Each starts with a header of 256 int32: magic number, version, sizes.
 import mmap
 import os
 import typing
+import weakref
 
 import numpy as np
 
@@ -47,7 +48,8 @@ def map_model(path):
 
     Other versions are read as by `load_model`. Returns (GPT2Config, params) as that does, but a mapped file's
     parameters are not checked, and the padding rows of wte are those in the file. The mapping is copy-on-write:
-    changes to params never reach the file.
+    changes to params never reach the file. The file may be renamed, replaced by a rename or deleted while it is mapped,
+    but not truncated: the process would be killed (SIGBUS).
     """
     with open_to_read(path) as file:
         config, version = read_sizes(file, path)
@@ -178,10 +180,40 @@ def write_token_file(file, tokens):
     file.write(np.asarray(tokens, dtype="<u2").tobytes())
 
 
+class TokenFile:
+    """Token ids that stay in their file: a slice of it is an array, as a slice of one in memory would be.
+
+    The file stays open, so it may be renamed, replaced by a rename, deleted or appended to. A slice raises UserError if
+    the file has become too short for it. Attributes: `size`, the number of ids; `dtype`; `nbytes`, of all ids.
+    """
+
+    def __init__(self, file, path, dtype, start, nbytes):
+        """file: open, may be closed afterwards. dtype: of the ids. start: offset of the first. nbytes: of all."""
+        self._descriptor, self._path, self._start = os.dup(file.fileno()), path, start
+        weakref.finalize(self, os.close, self._descriptor)
+        self.dtype, self.nbytes = np.dtype(dtype), nbytes
+        self.size = nbytes // self.dtype.itemsize
+
+    def __getitem__(self, part):
+        """Returns the ids in a slice of step 1, integers (count,)."""
+        first, end, _ = part.indices(self.size)
+        out = np.empty(max(0, end - first), self.dtype)
+        left, offset = out.view(np.uint8), self._start + first * self.dtype.itemsize
+        while left.size:
+            try:
+                count = os.preadv(self._descriptor, [left], offset)
+            except OSError as error:
+                raise from_os_error(error, self._path) from error
+            if not count:
+                raise UserError(f"{self._path}: truncated while in use, to {offset:,} bytes or fewer; restore the file")
+            left, offset = left[count:], offset + count
+        return out
+
+
 def open_tokens(path, room):
     """Opens a token file, with llm.c's header (uint16) or without one (int32).
 
-    Returns integers (count,), read into memory if they take at most `room` bytes, else memory-mapped. The ids are not
+    Returns integers (count,), read into memory, if they take at most `room` bytes, else a TokenFile. The ids are not
     checked. Raises UserError for an invalid header or file size.
     """
     with open_to_read(path) as file:
@@ -202,10 +234,8 @@ def open_tokens(path, room):
                 raise UserError(f"{path}: not a token file: {size:,} bytes with neither a header nor whole int32 ids")
             else:
                 dtype, start = "<i4", 0
-            if size - start > room:
-                return np.memmap(file, dtype=dtype, mode="r", offset=start)
-            file.seek(start)
-            return np.fromfile(file, dtype=dtype)
+            tokens = TokenFile(file, path, dtype, start, size - start)
+            return tokens if tokens.nbytes > room else tokens[:]
         except OSError as error:
             raise from_os_error(error, path) from error
 

@@ -7,7 +7,7 @@ import sys
 from gpt2.config import PRESETS
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import files
-from gpt2.formats.huggingface import CONFIG, WEIGHTS, load_folder, read_config, read_weights
+from gpt2.formats.huggingface import CONFIG, CONFIG_LIMIT, WEIGHTS, load_folder, read_config, read_weights
 from gpt2.formats.llmc import load_model, map_model, read_sizes, save_model
 from gpt2.formats.run import MANIFEST, newest_model
 from gpt2.layout import parameter_layout
@@ -124,7 +124,10 @@ def fetch(repository, filename, revision=None):
         path = huggingface_hub.try_to_load_from_cache(**file)
         if not isinstance(path, str):
             # Probe first: the download itself would retry an unreachable hub for half a minute, with warnings.
-            huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(**file), timeout=PROBE_SECONDS)
+            url = huggingface_hub.hf_hub_url(**file)
+            size = huggingface_hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS).size
+            if filename == CONFIG and size is not None and size > CONFIG_LIMIT:
+                raise ValueError(f"it has {size:,} bytes, expected at most {CONFIG_LIMIT:,}")
             path = huggingface_hub.hf_hub_download(**file)
     except Exception as error:  # from the hub, from its HTTP library (which varies by version), from the disk
         local = "" if repository in RELEASED.values() else "no such file or folder, and "

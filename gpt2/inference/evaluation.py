@@ -17,9 +17,10 @@ LLMC_B, LLMC_T, LLMC_BATCHES = 4, 64, 5
 def evaluate_split(model, shards, B, T, stride, token_bytes=None):
     """Predicts every token of each file except its first; files are independent texts.
 
-    shards: a list of integer arrays (count,), one per file, count >= 2. Windows of T tokens advance by `stride`. In
-    each window but a file's first, only the last `stride` predictions count, so each of them has more than T - stride
-    tokens of context. A file's last window ends at the end of the file and counts what remains. B windows form a batch.
+    shards: a list of integer arrays (count,) or llmc.TokenFiles, one per file, count >= 2. Windows of T tokens advance
+    by `stride`. In each window but a file's first, only the last `stride` predictions count, so each of them has more
+    than T - stride tokens of context. A file's last window ends at the end of the file and counts what remains. B
+    windows form a batch.
     token_bytes: integers (V,), the length of each token's text, from `load_token_bytes`; None: no byte metrics.
 
     Returns a dict:
@@ -55,7 +56,7 @@ def split_losses(model, shards, B, T, stride):
             ends = np.minimum(np.arange(width, N + stride, stride), N)
             counts = np.diff(ends, prepend=0)
             for i in range(0, ends.size, B):
-                rows = tokens[ends[i : i + B, None] - width + np.arange(width + 1)]
+                rows = np.stack([tokens[end - width : end + 1] for end in ends[i : i + B]])
                 counted = np.arange(width) >= width - counts[i : i + B, None]
                 losses = token_losses(model, rows[:, :-1], rows[:, 1:])[counted]
                 out[position : position + losses.size] = losses

@@ -1,38 +1,54 @@
 """Reads a prompt and turns it into the tokens that generation starts from."""
 
+import io
+import select
 import sys
 
+from gpt2.data.tokenizer import decode_text
 from gpt2.errors import UserError
 from gpt2.formats.files import open_to_read
+
+STDIN = "-"  # as a path
+SILENT_SECONDS = 5  # that a pipe may take to say something before there is taken to be no prompt
 
 
 def read_prompt(text, path, stdin):
     """Returns the prompt as a str, from the first source given, or None if there is none.
 
-    text: a str from the command line. path: a file, of which a final line break is dropped. stdin: a text stream,
-    read in the same way unless it is a terminal. Each may be None. Raises UserError if the prompt is empty or not
-    UTF-8.
+    text: a str from the command line. path: a file, or "-" for `stdin`. stdin: a text stream, read unless it is a
+    terminal or stays silent for 5 seconds; if it is empty, there is no prompt. Each may be None. Of a file or stream,
+    a final line break is dropped. Line ends and byte order marks: see decode_text. Raises UserError if the prompt is
+    not UTF-8, or empty in `text` or a file.
     """
     if text is not None:
-        source, data = "--prompt", text.encode("utf-8", "surrogateescape")
-    elif path is not None:
+        source, prompt = "--prompt", decode_text(text.encode("utf-8", "surrogateescape"), "--prompt")
+    elif path not in (None, STDIN):
         source = path
-        with open_to_read(source, pipe=True) as file:
-            data = _without_final_line_break(file.read())
-    elif stdin is None or stdin.isatty():
+        with open_to_read(path, pipe=True) as file:
+            prompt = decode_text(file.read(), path).removesuffix("\n")
+    elif stdin is None or (path is None and (stdin.isatty() or _stays_silent(stdin))):
         return None
     else:
-        source, data = "standard input", _without_final_line_break(stdin.buffer.read())
-    if not data:
+        return decode_text(stdin.buffer.read(), "standard input").removesuffix("\n") or None
+    if not prompt:
         raise UserError(f"{source}: the prompt is empty; omit it to start a new document")
+    return prompt
+
+
+def _stays_silent(stdin):
+    """Returns whether nothing arrives on a stream for SILENT_SECONDS, not even its end, and says so on stderr."""
     try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: not UTF-8 at byte {error.start}; convert it to UTF-8") from error
-
-
-def _without_final_line_break(data):
-    return data.removesuffix(b"\r\n" if data.endswith(b"\r\n") else b"\n")
+        if select.select([stdin], [], [], SILENT_SECONDS)[0]:
+            return False
+    except io.UnsupportedOperation:  # not a file of the system: always ready
+        return False
+    print(
+        f"no prompt on standard input within {SILENT_SECONDS} seconds: starting a new document; "
+        "--prompt-file - waits for one",
+        file=sys.stderr,
+        flush=True,
+    )
+    return True
 
 
 def encode_prompt(config, encoding, text):

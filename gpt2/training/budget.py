@@ -4,6 +4,7 @@ import bisect
 import shutil
 
 from gpt2 import machine
+from gpt2.data.tokenizer import EOT
 from gpt2.errors import UserError, from_os_error
 from gpt2.formats.files import HEADER_BYTES
 from gpt2.inference.decoder import cache_layout
@@ -12,6 +13,8 @@ from gpt2.memory import readable
 from gpt2.model import activations_size
 
 FLOAT = 4  # bytes of a float32
+# Bytes that a run takes besides its arrays and what the process holds before it, as measured.
+KERNELS, PICTURE, VOCABULARY = 65_000_000, 42_000_000, 36_000_000
 
 
 def memory_needed(config, B, T, sample_length=0):
@@ -25,17 +28,26 @@ def memory_needed(config, B, T, sample_length=0):
     } | ({"samples": FLOAT * cache_layout(config, 1, sample_length).size} if sample_length else {})
 
 
+def program_bytes(config, sample_length=0):
+    """Bytes of what is no array of the run's: the interpreter and its libraries, compiled kernels, the loss plot."""
+    has_vocabulary = sample_length and config.V == EOT + 1
+    return machine.held_bytes() + KERNELS + PICTURE + (VOCABULARY if has_vocabulary else 0)
+
+
 def checkpoint_bytes(config):
     """Bytes of a checkpoint's two files, without the few kB of metadata about the run."""
     return 2 * HEADER_BYTES + 3 * FLOAT * parameter_layout(config).size
 
 
-def require_memory(config, B, T, sample_length=0):
-    """Prints the memory that a run needs and the memory available.
+def require_memory(config, B, T, sample_length=0, data_bytes=0):
+    """Prints the memory that a run needs and the memory available, what the process holds already included in both.
 
-    Raises UserError if that is too little, naming the largest batch and the longest sequence that would fit.
+    data_bytes: what its DataLoaders will hold. Raises UserError if memory is too little, naming the largest batch and
+    the longest sequence that would fit.
     """
-    parts, available = memory_needed(config, B, T, sample_length), machine.available_bytes()
+    available = machine.held_bytes() + machine.available_bytes()
+    others = program_bytes(config, sample_length) + data_bytes
+    parts = {"the program and its data": others} | memory_needed(config, B, T, sample_length)
     needed = sum(parts.values())
     sums = " + ".join(f"{readable(count)} for {part}" for part, count in parts.items())
     print(f"[memory] {sums} = {readable(needed)} needed | {readable(available)} available", flush=True)
@@ -47,7 +59,7 @@ def require_memory(config, B, T, sample_length=0):
         return bisect.bisect(
             range(1, below),
             available,
-            key=lambda number: sum(memory_needed(config, *size(number), sample_length).values()),
+            key=lambda number: others + sum(memory_needed(config, *size(number), sample_length).values()),
         )
 
     fitting = []

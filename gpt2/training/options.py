@@ -107,7 +107,13 @@ class TrainOptions:
         shown_default="what prepro_tinyshakespeare.py made",
     )
     val_data: tuple[str, ...] | None = _option(
-        _DATA, None, PATHS, "the same for validation", "FILE", on_resume=CONTENTS, shown_default="likewise"
+        _DATA,
+        None,
+        PATHS,
+        "the same for validation",
+        "FILE",
+        on_resume=CONTENTS,
+        shown_default="mine_val.bin for mine_train.bin",
     )
     shuffle: bool = _option(_DATA, False, SWITCH, "read the training data in another order each epoch, drawn by --seed")
 
@@ -293,6 +299,7 @@ def add_arguments(parser):
             *names,
             type=_lenient(kind.convert),
             nargs="+" if kind is PATHS else None,
+            action="extend" if kind is PATHS else "store",
             metavar=details["metavar"],
             help=f"{details['help']} (default: {shown})".replace("%", "%%"),
             default=argparse.SUPPRESS,

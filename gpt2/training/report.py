@@ -15,7 +15,10 @@ def describe(options, state, val_loader):
         print(f"  {name:9s}{tensor.size:>12,}  {tensor.shape}")
     for name, loader in (("training", state.loader), ("validation", val_loader)):
         if loader:
-            print(f"[data] {loader.num_tokens:,} tokens, {loader.num_batches:,} {name} batches an epoch")
+            print(
+                f"[data] {name}: {loader.num_tokens:,} tokens, {loader.num_batches:,} batches an epoch, "
+                f"from {loader.file_names()}"
+            )
     clip = f"clip {resolved.grad_clip:g}" if resolved.grad_clip else "no clipping"
     print(
         f"[run] B {options.batch_size} | T {options.seq_len} | accumulation {options.grad_accum_steps} | "

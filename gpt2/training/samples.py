@@ -15,7 +15,7 @@ class Sampler:
         """count: tokens in a sample. prompt: text to continue; empty: a sample begins a new document."""
         self.count, self.seed = count, seed
         self.encoding = _encoding(model.config.V)
-        self.prompt = prompt
+        self.prompt = prompt = tokenizer.decode_text(prompt.encode(), "--prompt")
         if not prompt:
             # The last token of GPT-2's vocabulary is <|endoftext|>, which precedes every document.
             self.prompt_tokens = [model.config.V - 1]

@@ -1,16 +1,18 @@
 """How a run starts or resumes: checks that there is room, then data, model, state."""
 
 import dataclasses
+import glob
 import math
 import os
 import pathlib
+import re
 import shlex
 import time
 
 import numpy as np
 
 from gpt2.config import PRESETS
-from gpt2.data.dataloader import DataLoader
+from gpt2.data.dataloader import DataLoader, bytes_in_memory
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
 from gpt2.formats.files import data_dir
@@ -113,8 +115,8 @@ def start_run(options, folder, make_optimizer):
     """Returns the Run that TrainOptions ask for, in a locked folder. Raises UserError."""
     config = PRESETS["gpt2"] if options.init == "scratch" else pretrained.load_config(options.init)
     train_data = options.train_data or default_data("train")
-    val_data = options.val_data or (default_data("val") if options.val_every else None)
-    _require_room(options, config, folder)
+    val_data = options.val_data or (_default_val_data(options.train_data) if options.val_every else None)
+    _require_room(options, config, folder, (train_data, val_data))
     loaders = _open_data(options, config, train_data, val_data)
     model, is_pretrained = _initial_model(options)
     choices = FINE_TUNING if is_pretrained else FROM_SCRATCH
@@ -131,10 +133,11 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
     options, resolved: from resume.resumed_options. anyway: accept other data. Raises UserError.
     """
     in_place = folder.samefile(found.folder)
-    val_data = resolved.val_data or (default_data("val") if options.val_every else None)
+    val_data = resolved.val_data or (_default_val_data(resolved.train_data) if options.val_every else None)
     resolved = dataclasses.replace(resolved, val_data=val_data)
     config = pretrained.load_config(found.model)
-    _require_room(options, config, folder, found.step, len(steps(folder)) if in_place else 0)
+    data = resolved.train_data, val_data
+    _require_room(options, config, folder, data, found.step, len(steps(folder)) if in_place else 0)
     loaders = _open_data(options, config, resolved.train_data, val_data)
     run = _make_run(options, folder, GPT2.load(found.model), loaders, resolved, make_optimizer)
     run.found, run.in_place, run.saved = found, in_place, found.step if in_place else None
@@ -163,6 +166,28 @@ def default_data(split):
     return (str(plays),)
 
 
+def _default_val_data(train_data):
+    """The validation files that go with training files, or by default TinyShakespeare's.
+
+    train_data: paths and globs, or None. Where one says "train", as in mine_train.bin, its counterpart says "val".
+    Raises UserError unless each has one.
+    """
+    if train_data is None:
+        return default_data("val")
+    counterparts = []
+    for path in train_data:
+        folder, name = os.path.split(path)
+        counterpart = os.path.join(folder, re.sub(r"(?<![A-Za-z])train(?![A-Za-z])", "val", name))
+        if counterpart == path or not (os.path.exists(counterpart) or glob.glob(counterpart)):
+            beside = "" if counterpart == path else f" ({counterpart})"
+            raise UserError(
+                f"--train-data {path}: no validation data beside it{beside}; name some with --val-data, "
+                "or train without: --val-every 0"
+            )
+        counterparts.append(counterpart)
+    return tuple(counterparts)
+
+
 def _make_run(options, folder, model, loaders, resolved, make_optimizer):
     train_loader, val_loader = loaders
     optimizer = make_optimizer(model, options.beta1, options.beta2, options.eps, options.weight_decay)
@@ -172,13 +197,19 @@ def _make_run(options, folder, model, loaders, resolved, make_optimizer):
     return run
 
 
-def _require_room(options, config, folder, step=0, present=0):
-    """Raises UserError if there is too little memory or disk. present: checkpoints in the folder, to be replaced."""
+def _require_room(options, config, folder, data, step=0, present=0):
+    """Raises UserError if there is too little memory or disk.
+
+    data: the token files of both splits. present: checkpoints in the folder, to be replaced.
+    """
     if config.maxT < options.seq_len:
         raise UserError(f"--seq-len {options.seq_len}: the model's positions end at {config.maxT}")
     # A prompt has at most as many tokens as bytes.
     sample_length = min(config.maxT, max(1, len(options.prompt.encode())) + options.sample_tokens)
-    require_memory(config, options.batch_size, options.seq_len, sample_length if options.sample_every else 0)
+    sample_length = sample_length if options.sample_every else 0
+    train_data, val_data = data
+    data_bytes = bytes_in_memory(train_data) + (bytes_in_memory(val_data) if options.val_every else 0)
+    require_memory(config, options.batch_size, options.seq_len, sample_length, data_bytes)
     left = max(0, options.max_steps - step)
     saves = -(-left // options.checkpoint_every) if options.checkpoint_every else 1
     # Old checkpoints go only after the new one is complete.

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from gpt2.data import dataloader
-from gpt2.data.dataloader import DataLoader
+from gpt2.data.dataloader import DataLoader, bytes_in_memory
 from gpt2.errors import UserError
+from gpt2.formats.llmc import TokenFile
 
 V = 50257
 
@@ -91,6 +92,14 @@ def test_brackets_are_part_of_a_file_name_or_a_glob(tmp_path):
     assert DataLoader(str(tmp_path / "a[12].bin"), B=2, T=3, V=V).num_tokens == 16
 
 
+def test_the_files_are_named_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n in range(6):
+        write_range(tmp_path / f"{n}\n.bin", 0, 7)
+    assert DataLoader("[0-3]*", B=2, T=3, V=V).file_names() == "'0\\n.bin', '1\\n.bin', '2\\n.bin', '3\\n.bin'"
+    assert DataLoader("[0-5]*", B=2, T=3, V=V).file_names().endswith("'3\\n.bin' and 2 more")
+
+
 def test_another_loader_continues_at_a_saved_position(tmp_path):
     for start in (0, 1000):
         write_range(tmp_path / f"{start:04}.bin", start, start + 15)
@@ -130,12 +139,12 @@ def test_ids_above_the_range_of_int16(tmp_path):
     assert_batch(loader, 50250)
 
 
-def test_mapped_and_read_files_give_the_same_tokens(tmp_path, monkeypatch):
+def test_files_in_memory_and_on_disk_give_the_same_tokens(tmp_path, monkeypatch):
     for name, start in (("a", 0), ("b", 100), ("c", 200)):
         write_range(tmp_path / f"{name}.bin", start, start + 13)
     monkeypatch.setattr(dataloader, "READ_BYTES", 2 * 13 * 2)  # enough for two of them
     loader = DataLoader(str(tmp_path / "*.bin"), B=2, T=3, V=V)
-    assert [isinstance(tokens, np.memmap) for tokens in loader.shards] == [False, False, True]
+    assert [isinstance(tokens, TokenFile) for tokens in loader.shards] == [False, False, True]
     for start in (0, 6, 100, 106, 200, 206):
         assert_batch(loader, start)
 
@@ -146,6 +155,61 @@ def test_a_small_file_may_change_during_the_run(tmp_path):
     path.write_bytes(b"")
     assert_batch(loader, 0)
     assert_batch(loader, 6)
+
+
+def test_the_bytes_read_into_memory_are_known_before(tmp_path, monkeypatch):
+    for name, count in (("a", 10), ("b", 5000), ("c", 40)):
+        write_range(tmp_path / f"{name}.bin", 0, count)
+    monkeypatch.setattr(dataloader, "READ_BYTES", 2200)
+    assert bytes_in_memory(str(tmp_path / "*.bin")) == 2 * 1024 + 2 * 50
+    shards = DataLoader(str(tmp_path / "*.bin"), B=1, T=1, V=V).shards
+    assert [isinstance(tokens, TokenFile) for tokens in shards] == [False, True, False]
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A file that is read row by row, and its loader: 22 tokens, three batches of 2 x 3."""
+    monkeypatch.setattr(dataloader, "READ_BYTES", 0)
+    path = write_range(tmp_path / "x.bin", 0, 22)
+    return path, DataLoader(path, B=2, T=3, V=V)
+
+
+def test_a_file_truncated_while_in_use_is_one_line(large):
+    path, loader = large
+    os.truncate(path, 1024 + 2 * 7)
+    assert_batch(loader, 0)
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"^{path}: truncated while in use, to 1,038 bytes or fewer; restore the"):
+            loader.next_batch()
+    assert loader.position == (0, 1)
+    write_range(path, 0, 22)
+    assert_batch(loader, 6)
+
+
+def append(path):
+    path.write_bytes(path.read_bytes() + bytes(100))
+
+
+def replace(path):
+    os.replace(write_range(path.with_name("new"), 100, 107), path)
+
+
+@pytest.mark.parametrize("change", [append, replace, os.unlink])
+def test_a_file_may_grow_be_replaced_or_deleted(large, change):
+    path, loader = large
+    change(path)
+    for start in (0, 6, 12, 0):
+        assert_batch(loader, start)
+
+
+def test_a_file_that_can_no_longer_be_read_is_one_line(large, monkeypatch):
+    def stale(*arguments):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    path, loader = large
+    monkeypatch.setattr(os, "preadv", stale)
+    with pytest.raises(UserError, match=rf"^{path}: Stale file handle$"):
+        loader.next_batch()
 
 
 def test_a_batch_may_be_overwritten(tmp_path):
@@ -403,14 +467,12 @@ def test_an_unreadable_file(tmp_path):
         DataLoader(path, B=1, T=1, V=V)
 
 
-@pytest.mark.parametrize(("function", "room"), [("fromfile", 2**26), ("memmap", 0)])
-def test_an_io_error_on_reading_or_mapping(tmp_path, monkeypatch, function, room):
+def test_an_io_error_on_opening(tmp_path, monkeypatch):
     def refuse(*args, **more):
         raise OSError(errno.EIO, "Input/output error")
 
     path = write_range(tmp_path / "x.bin", 0, 13)
-    monkeypatch.setattr(dataloader, "READ_BYTES", room)
-    monkeypatch.setattr(np, function, refuse)
+    monkeypatch.setattr(os, "preadv", refuse)
     with pytest.raises(UserError, match=r"x\.bin: Input/output error"):
         DataLoader(path, B=1, T=1, V=V)
 

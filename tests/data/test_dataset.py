@@ -11,6 +11,8 @@ import tarfile
 import numpy as np
 import pytest
 
+import prepro_tinyshakespeare
+from gpt2 import machine
 from gpt2.data import dataset, download
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
@@ -72,11 +74,11 @@ def test_the_first_tokens_validate(count, val):
 
 
 def test_own_text(data_dir, tmp_path, capsys):
-    path = tmp_path / "my.novel.txt"
-    path.write_bytes(TINY.replace("\n", "\r\n").encode())
+    path, text = tmp_path / "my.novel.txt", "Of " + TINY
+    path.write_bytes(text.encode())
     paths = dataset.prepare(path, data_dir)
     assert paths == [data_dir / "my.novel_train.bin", data_dir / "my.novel_val.bin"]
-    assert read_text(paths, data_dir) == "<|endoftext|>" + TINY.replace("\n\n", "\n\n<|endoftext|>")
+    assert read_text(paths, data_dir) == "<|endoftext|>" + text.replace("\n\n", "\n\n<|endoftext|>")
     total = sum(read_tokens(path).size for path in paths)
     val = total // 10
     assert capsys.readouterr().out == f"{paths[0]}: {total - val} tokens\n{paths[1]}: {val} tokens\n"
@@ -100,12 +102,18 @@ def test_whenever_it_is_killed_the_two_splits_are_of_one_text(data_dir, tmp_path
     assert read_text(paths, data_dir) == old.replace("a" * 1000, "b" * 1000)
 
 
+def test_a_million_blanks_in_a_row(data_dir, tmp_path):
+    text = f"a{' ' * 1_000_001}b\n\n\n"
+    (tmp_path / "own.txt").write_text(text)
+    assert "".join(read_text(dataset.prepare(tmp_path / "own.txt", data_dir), data_dir).split("<|endoftext|>")) == text
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
         (b"", "empty, expected a text"),
         (b" \n\n ", "empty, expected a text"),
-        (b"good \xff bad", r"not UTF-8 text \(at byte 5\)"),
+        (b"good \xff bad", r"own\.txt: not UTF-8 at byte 5; convert it to UTF-8"),
         (b"short", "own: 6 tokens, expected at least 20"),
     ],
 )
@@ -137,6 +145,9 @@ def test_only_tiny_shakespeare_itself_has_its_name(data_dir, tmp_path):
         "tiny_shakespeare_train.bin",
         "tiny_shakespeare_val.bin",
     ]
+    for form in (TINY.replace("\n", "\r\n"), "\ufeff" + TINY):
+        renamed.write_bytes(form.encode())
+        assert dataset.load_own_text(renamed) == (dataset.TINY_NAME, TINY)
     other = tmp_path / "tiny_shakespeare.txt"
     other.write_text(TINY + "more")
     with pytest.raises(UserError, match="not the tiny_shakespeare that the trainer knows; rename the file"):
@@ -193,6 +204,44 @@ def test_if_no_text_is_available_one_line_gives_every_reason(data_dir):
 def run_prepro(*arguments):
     command = [sys.executable, str(ROOT / "prepro_tinyshakespeare.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """The texts that the command prepares, in order."""
+    paths = []
+    monkeypatch.setattr(prepro_tinyshakespeare, "prepare", lambda path, folder: paths.append(path))
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", [None]),
+        ("--input a.txt", ["a.txt"]),
+        ("--input a.txt --input x/b.txt", ["a.txt", "x/b.txt"]),
+        ("--input a.txt b.txt --input c.txt", ["a.txt", "b.txt", "c.txt"]),
+    ],
+)
+def test_every_text_named_is_prepared(prepared, monkeypatch, arguments, expected):
+    monkeypatch.setattr(sys, "argv", ["prepro_tinyshakespeare.py", *arguments.split()])
+    prepro_tinyshakespeare.main()
+    assert prepared == expected
+
+
+def test_texts_whose_token_files_would_have_one_name_are_refused(prepared, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["prepro_tinyshakespeare.py", "--input", "a.txt", "b.txt", "x/b.md"])
+    with pytest.raises(UserError, match=r"^--input: several texts would become b_train\.bin; "):
+        prepro_tinyshakespeare.main()
+    assert prepared == []
+
+
+def test_a_text_too_long_for_memory_is_said_to_be(data_dir, tmp_path, monkeypatch):
+    path = tmp_path / "own.txt"
+    path.write_bytes(b"x" * 1000)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 2999)
+    with pytest.raises(UserError, match=rf"^not enough memory: the text {path} needs .*; split it into several files$"):
+        dataset.prepare(path, data_dir)
 
 
 def test_the_command_ends_with_one_line_on_bad_input(tmp_path):

@@ -31,6 +31,7 @@ PIN = Pin(len(CONTENT), sha256(CONTENT))
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch):
     monkeypatch.setattr(download, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(download, "TOTAL_SECONDS", 1)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -73,15 +74,20 @@ FAILURES = {
     "gzip bomb": "the response is compressed, which was not asked for",
     "not found": "the server responds with status 404",
     "control characters": "the server responds with status 503",
-    "two lengths": "malformed response",
+    "two lengths": "malformed address or response",
+    "length twice": "malformed address or response",
+    "trickling headers": "not complete after 1 seconds",
+    "trickling body": "not complete after 1 seconds",
+    "redirect to a long label": "the server redirects elsewhere, which is not followed",
+    "redirect with an endless body": "the server redirects elsewhere, which is not followed",
     "bad status": "the server is unreachable",
     "not http": "the server is unreachable",
     "endless header": "the server is unreachable",
-    "redirect to nonsense": "malformed response",
-    "redirect to a bad port": "malformed response",
-    "redirect to no host": "malformed response",
-    "redirect to a file": "malformed response",
-    "redirect to itself": "malformed response",
+    "redirect to nonsense": "the server redirects elsewhere, which is not followed",
+    "redirect to a bad port": "the server redirects elsewhere, which is not followed",
+    "redirect to no host": "the server redirects elsewhere, which is not followed",
+    "redirect to a file": "the server redirects elsewhere, which is not followed",
+    "redirect to itself": "the server redirects elsewhere, which is not followed",
 }
 
 
@@ -111,6 +117,14 @@ def test_a_refused_connection_is_one_line(target):
         with pytest.raises(UnavailableError) as caught:
             download.download(target, PIN, url)
     assert str(caught.value) == f"{url}: the server is unreachable"
+
+
+@pytest.mark.parametrize("proxy", ["http://[", f"http://{'a' * 70}:80", "socks5://x", "\x1b[31m"])
+def test_a_malformed_proxy_is_one_line(target, monkeypatch, proxy):
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(UnavailableError, match=r"^http://example.test/file: malformed address or response \(\w+\)$"):
+        download.download(target, PIN, "http://example.test/file")
 
 
 def test_an_unwritable_folder_is_no_reason_to_try_another_source(tmp_path):
@@ -179,6 +193,7 @@ def wheel(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setattr(download, "READ_SECONDS", 5)
+    monkeypatch.setattr(download, "TOTAL_SECONDS", 60)
     return make_wheel(folder / "tiny_data-1.0-py3-none-any.whl")
 
 
@@ -193,6 +208,14 @@ def test_a_package_archive_comes_through_pip_and_its_settings(wheel, requirement
 def test_pip_refuses_an_archive_with_another_hash(wheel, requirements):
     with pytest.raises(UnavailableError, match=r"^x.requirements.txt: pip cannot download it: .+") as caught:
         download.download_package(requirements(sha256(b"other")))
+    assert str(caught.value).isprintable()
+
+
+@needs_pip
+def test_pip_writes_no_file_beyond_the_limit(wheel, requirements, monkeypatch):
+    monkeypatch.setattr(download, "ARCHIVE_BYTES", 100)
+    with pytest.raises(UnavailableError, match=r"pip cannot download it: .*File too large") as caught:
+        download.download_package(requirements(sha256(wheel.read_bytes())))
     assert str(caught.value).isprintable()
 
 
@@ -219,7 +242,7 @@ def test_pip_has_a_timeout(requirements, monkeypatch):
         raise subprocess.TimeoutExpired(command, timeout)
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(UnavailableError, match="pip did not finish within 300 seconds"):
+    with pytest.raises(UnavailableError, match="pip did not finish within 1 seconds"):
         download.download_package(requirements(PIN.sha256))
 
 

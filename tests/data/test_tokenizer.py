@@ -2,15 +2,25 @@
 
 import hashlib
 import io
+import random
 import zipfile
 
 import pytest
+import tiktoken
 
 from gpt2.data import download, tokenizer
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
 from tests.support.http_server import serve
 from tests.support.vocabulary import byte_vocabulary, pin_byte_vocabulary, write_vocabulary
+
+# The 256 bytes, and merges of whitespace.
+SPACES = tokenizer.Encoding(
+    "spaces",
+    pat_str=tokenizer.PATTERN,
+    mergeable_ranks={bytes([n]): n for n in range(256)} | {b"\n\n": 256, b"  ": 257, b" x": 258, b"\xc2\xa0": 259},
+    special_tokens={},
+)
 
 
 @pytest.fixture
@@ -100,6 +110,53 @@ def test_the_data_folder_is_the_default(tmp_path, cache, monkeypatch):
         load_tokenizer()
     write_vocabulary(tmp_path / "data")
     check(load_tokenizer(), tmp_path / "data")
+
+
+@pytest.mark.parametrize("before", ["", "\n\nx"])
+@pytest.mark.parametrize("after", ["", "x", "1 \n"])
+@pytest.mark.parametrize("space", [" ", "\n", "\r\n ", "\xa0", "\u2028"])
+def test_long_runs_of_whitespace_have_the_tokens_that_tiktoken_gives_them(before, after, space):
+    for count in (99_999, 100_000, 100_001):
+        text = before + (space * count)[:count] + after
+        assert SPACES.encode_ordinary(text) == tiktoken.Encoding.encode_ordinary(SPACES, text)
+
+
+def test_a_text_in_parts_has_the_tokens_of_the_whole(monkeypatch):
+    rng = random.Random(0)
+    for _ in range(3000):
+        text = "".join(rng.choices([" ", "\n", "\xa0", "x", "'", "s", "1", "!", "\x1c", "\u2028", "é"], k=12))
+        monkeypatch.setattr(tokenizer, "_PART", rng.randrange(1, 6))
+        assert SPACES.encode_ordinary(text) == tiktoken.Encoding.encode_ordinary(SPACES, text), repr(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (" " * 10**6, 500_000),
+        (" " * (10**6 + 1) + "x", 500_001),
+        ("x" + "\n" * 3_000_000, 1_500_001),
+        ("x" * 10**6, 10**6),
+        ("\0" * 10**6, 10**6),
+        ("a\ud800b", 5),
+    ],
+)
+def test_any_text_is_encoded(text, count):
+    assert len(SPACES.encode_ordinary(text)) == count
+
+
+@pytest.mark.parametrize("form", [b"a\n\nb\n", b"a\r\n\r\nb\r\n", b"\xef\xbb\xbfa\n\nb\n", b"\xef\xbb\xbfa\r\n\nb\r\n"])
+def test_a_text_is_the_same_with_crlf_and_a_byte_order_mark(form):
+    assert tokenizer.decode_text(form, "x.txt") == "a\n\nb\n"
+
+
+def test_only_the_first_mark_and_no_lone_carriage_return_is_dropped():
+    assert tokenizer.decode_text("\ufeff\ufeffa\rb".encode(), "x.txt") == "\ufeffa\rb"
+
+
+@pytest.mark.parametrize(("data", "byte"), [(b"a" * 1234 + b"\xff", "1,234"), ("a".encode("utf-16"), "0")])
+def test_a_text_that_is_not_utf8_is_one_line_with_the_byte(data, byte):
+    with pytest.raises(UserError, match=f"^x.txt: not UTF-8 at byte {byte}; convert it to UTF-8$"):
+        tokenizer.decode_text(data, "x.txt")
 
 
 def test_the_environment_is_restored(tmp_path, cache, monkeypatch):

@@ -294,5 +294,6 @@ def test_token_files_are_written_byte_for_byte_and_read_back(tmp_path):
     assert path.read_bytes() == file_bytes([20240520, 1, 5], np.array(tokens, "<u2"))
     for room in (10, 9):
         read = llmc.open_tokens(path, room)
-        assert read.dtype == np.uint16 and read.tolist() == tokens
-        assert isinstance(read, np.memmap) == (room < 10)
+        assert read.dtype == np.uint16 and read[:].tolist() == tokens
+        assert read[1:9].tolist() == tokens[1:] and read[3:3].size == 0
+        assert isinstance(read, llmc.TokenFile) == (room < 10)

@@ -453,6 +453,14 @@ def test_a_model_that_is_not_on_the_hub(tmp_path, folder):
 
 
 @pytest.mark.slow
+def test_a_configuration_of_any_length_is_not_downloaded(tmp_path, folder):
+    with serving_folder(folder, padding="x" * 2**20) as (server, endpoint):
+        result = run(LOAD, "someone/theirs", tmp_path, endpoint)
+        assert not any(request.startswith("GET") for request in server.requests)
+    assert_refused(result, "cannot download config.json", "expected at most 1,048,576")
+
+
+@pytest.mark.slow
 def test_a_model_in_other_files(tmp_path, folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with serving_folder(folder) as (_, endpoint):

@@ -5,12 +5,19 @@ import gzip
 import itertools
 import socket
 import threading
+import time
 
 
 def _response(body, status=b"200 OK", length=None, **headers):
     lines = [b"HTTP/1.1 " + status, b"Content-Length: " + (length or str(len(body)).encode())]
     lines += [f"{name.replace('_', '-')}: {value}".encode() for name, value in headers.items()]
     return b"\r\n".join([*lines, b"Connection: close", b"", body])
+
+
+def _trickle(data):
+    for n in range(len(data)):
+        time.sleep(0.05)
+        yield data[n : n + 1]
 
 
 # Each returns the pieces of a response with `content`.
@@ -30,12 +37,19 @@ RESPONSES = {
     "bad length, corrupt": lambda content: [_response(bytes(len(content)), length=b"abc")],
     "two lengths": lambda content: [_response(content, length=b"5, 6")],
     "bad status": lambda content: [_response(content, b"xyz OK")],
+    "length twice": lambda content: [_response(content).replace(b"\r\n", b"\r\nContent-Length: 5\r\n", 1)],
+    "trickling headers": lambda content: _trickle(b"HTTP/1.1 200 OK\r\nA: " + b"x" * 1000),
+    "trickling body": lambda content: _trickle(_response(content)),
     "not http": lambda content: [b"\x1b[2J\x00\xff" * 100],
     "endless header": lambda content: itertools.chain([b"HTTP/1.1 200 OK\r\n"], itertools.repeat(b"A: B\r\n")),
     "redirect to nonsense": lambda content: [_response(b"", b"302 Found", Location="http://[")],
     "redirect to a bad port": lambda content: [_response(b"", b"302 Found", Location="http://localhost:abc/")],
     "redirect to no host": lambda content: [_response(b"", b"302 Found", Location="http://.example\x1b[2J/")],
     "redirect to a file": lambda content: [_response(b"", b"302 Found", Location="file:///etc/passwd")],
+    "redirect to a long label": lambda content: [_response(b"", b"302 Found", Location=f"http://{'a' * 70}.example/")],
+    "redirect with an endless body": lambda content: itertools.chain(
+        [b"HTTP/1.1 302 Found\r\nLocation: /file\r\n\r\n"], itertools.repeat(bytes(1 << 16))
+    ),
     "redirect to itself": lambda content: [_response(b"", b"302 Found", Location="/file")],
 }
 
@@ -70,6 +84,8 @@ class Server:
         if not behaviour.startswith("redirect"):
             self.behaviours = self.behaviours[1:]
         for piece in RESPONSES[behaviour](self.content):
+            if self._closing.is_set():
+                return
             if piece is None:
                 self._closing.wait()
             else:

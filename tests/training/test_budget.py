@@ -1,7 +1,11 @@
 """What a run says that it needs, against what it then takes."""
 
+import os
+import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,12 +13,23 @@ import pytest
 from gpt2 import machine, memory, model, optimizer
 from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
+from gpt2.formats.llmc import write_tokens
 from gpt2.inference import decoder
-from gpt2.training import checkpoint
+from gpt2.inference.warmup import prepare_kernels
+from gpt2.training import budget, checkpoint
 from gpt2.training.budget import checkpoint_bytes, memory_needed, require_disk, require_memory
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = GPT2Config(maxT=300, V=700, L=2, NH=2, C=16)
 GPT2_SMALL = PRESETS["gpt2"]
+
+
+@pytest.fixture
+def no_program(monkeypatch):
+    """The program itself takes no memory."""
+    monkeypatch.setattr(machine, "held_bytes", lambda: 0)
+    for part in ("KERNELS", "PICTURE", "VOCABULARY"):
+        monkeypatch.setattr(budget, part, 0)
 
 
 @pytest.fixture
@@ -55,23 +70,52 @@ def test_a_checkpoint_takes_what_it_said(tmp_path):
 
 
 def test_what_fits_is_printed(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(machine, "available_bytes", lambda: 21_400_000_000)
+    monkeypatch.setattr(machine, "held_bytes", lambda: 100_000_000)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 21_300_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 80_200_000_000))
     require_memory(GPT2_SMALL, 4, 64)
-    require_memory(GPT2_SMALL, 4, 64, sample_length=65)
+    require_memory(GPT2_SMALL, 4, 64, sample_length=65, data_bytes=1_000_000_000)
     require_disk(GPT2_SMALL, tmp_path, 3)
     require_disk(GPT2_SMALL, tmp_path, 3, replaced=2_990_000_000)
     require_disk(GPT2_SMALL, tmp_path, 1)
     assert capsys.readouterr().out.splitlines() == [
-        "[memory] 1.99 GB for parameters, gradients and moments + 0.14 GB for activations of 4 x 64 = 2.13 GB needed | "
-        "21.40 GB available",
-        "[memory] 1.99 GB for parameters, gradients and moments + 0.14 GB for activations of 4 x 64 + "
-        "8.23 MB for samples = 2.14 GB needed | 21.40 GB available",
+        "[memory] 0.21 GB for the program and its data + 1.99 GB for parameters, gradients and moments + "
+        "0.14 GB for activations of 4 x 64 = 2.34 GB needed | 21.40 GB available",
+        "[memory] 1.24 GB for the program and its data + 1.99 GB for parameters, gradients and moments + "
+        "0.14 GB for activations of 4 x 64 + 8.23 MB for samples = 3.38 GB needed | 21.40 GB available",
         f"[disk] 3 checkpoints of 1.49 GB at most = 4.48 GB needed | 80.20 GB free in {tmp_path}",
         f"[disk] 3 checkpoints of 1.49 GB at most = 4.48 GB needed | 80.20 GB free in {tmp_path} + "
         "2.99 GB of older ones",
         f"[disk] 1 checkpoint of 1.49 GB at most = 1.49 GB needed | 80.20 GB free in {tmp_path}",
     ]
+
+
+MEASURED = """
+import re, sys, train_gpt2
+from gpt2 import GPT2, GPT2Config
+GPT2(GPT2Config(maxT=64, V=int(sys.argv[1]), L=2, NH=2, C=32), seed=1).save("tiny.bin")
+train_gpt2.main("--init tiny.bin --train-data x_train.bin -b 2 -t 16 -x 2 --sample-every 1 --threads 2".split())
+# Not ru_maxrss, which begins with what the parent held.
+print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("V", [512, 50257])
+@pytest.mark.parametrize("tokens", [2000, 2**24])
+def test_a_whole_run_takes_what_it_said(tmp_path, V, tokens):
+    prepare_kernels()  # compiled in this process, if they have to be
+    for split, count in (("train", tokens), ("val", 2000)):
+        write_tokens(tmp_path / f"x_{split}.bin", np.arange(count) % 512)
+    arguments = [sys.executable, "-c", MEASURED, str(V)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    needed = 1e9 * float(re.search(r"= (\d+\.\d\d) GB needed", run.stdout)[1])
+    peak = 1024 * int(re.search(r"^peak (\d+)", run.stdout, re.MULTILINE)[1])
+    rounding = 5e6
+    assert peak <= needed + rounding and needed <= 1.4 * peak
 
 
 def total(B, T, sample_length=0):
@@ -89,7 +133,20 @@ def refusal(monkeypatch, available, B, T, sample_length=0):
     return None
 
 
-def test_exactly_enough_is_enough(monkeypatch):
+def test_what_is_no_array_counts(monkeypatch, no_program):
+    needed = total(5, 50)
+    for part in ("KERNELS", "PICTURE"):
+        with monkeypatch.context() as patch:
+            patch.setattr(budget, part, 1000)
+            assert refusal(monkeypatch, needed + 999, 5, 50)
+            assert refusal(monkeypatch, needed + 1000, 5, 50) is None
+    # What the process holds is neither available nor needed once more.
+    monkeypatch.setattr(machine, "held_bytes", lambda: 10**6)
+    assert refusal(monkeypatch, needed, 5, 50) is None
+    assert refusal(monkeypatch, needed - 1, 5, 50)
+
+
+def test_exactly_enough_is_enough(monkeypatch, no_program):
     assert refusal(monkeypatch, total(5, 50, 7), 5, 50, 7) is None
     assert refusal(monkeypatch, total(5, 50, 7) - 1, 5, 50, 7).startswith(
         "not enough memory: training at --batch-size 5 --seq-len 50 needs "
@@ -99,7 +156,7 @@ def test_exactly_enough_is_enough(monkeypatch):
 @pytest.mark.parametrize("sample_length", [0, 40])
 @pytest.mark.parametrize(("B", "T"), [(8, 96), (1, 96), (8, 1), (3, 300), (40, 20)])
 @pytest.mark.parametrize("part", [0.001, 0.1, 0.35, 0.8, 0.99])
-def test_what_it_says_would_fit_is_the_most_that_does(monkeypatch, B, T, part, sample_length):
+def test_what_it_says_would_fit_is_the_most_that_does(monkeypatch, no_program, B, T, part, sample_length):
     least = total(1, 1, sample_length)
     available = int(least + part * (total(B, T, sample_length) - least))
     message = refusal(monkeypatch, available, B, T, sample_length)
@@ -118,7 +175,7 @@ def test_what_it_says_would_fit_is_the_most_that_does(monkeypatch, B, T, part, s
 
 
 @pytest.mark.parametrize(("B", "T"), [(1, 1), (8, 96)])
-def test_a_model_that_does_not_fit_at_all(monkeypatch, B, T):
+def test_a_model_that_does_not_fit_at_all(monkeypatch, no_program, B, T):
     message = refusal(monkeypatch, total(1, 1) - 1, B, T)
     assert "; not even 1 x 1 fits: choose a smaller model" in message and "--batch-size 1 " not in message.split(";")[1]
 

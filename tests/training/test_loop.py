@@ -174,7 +174,7 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
 
 def test_too_little_memory_or_disk_is_said_before_it_is_taken(folder, monkeypatch):
     monkeypatch.setattr(machine, "available_bytes", lambda: 70_000)
-    with pytest.raises(UserError, match=r"not enough memory: training at --batch-size 2 --seq-len 8 needs .* 0.07 MB"):
+    with pytest.raises(UserError, match=r"^not enough memory: training at --batch-size 2 --seq-len 8 needs "):
         train()
     monkeypatch.undo()
     monkeypatch.chdir(folder)
@@ -329,7 +329,8 @@ def test_an_output_folder_may_be_a_link_or_the_working_folder(folder, capsys):
     init, train_data, val_data = map(os.path.abspath, ("tiny.bin", "train.bin", "val.bin"))
     os.chdir("large disk/real")
     with pytest.raises(UserError, match=r"^\.: holds an earlier run and cannot be renamed \(it is the working"):
-        train("--init", init, "--train-data", train_data, "--val-data", val_data, "-x", "1", "--out-dir", ".")
+        arguments = ["--init", init, "--train-data", train_data, "--val-data", val_data, "-b", "2", "-t", "8"]
+        train_gpt2.main([*arguments, "-x", "1", "--out-dir", "."])
 
 
 def test_a_step_is_saved_before_it_is_validated_and_sampled_from(folder, capsys):

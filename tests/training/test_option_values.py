@@ -115,6 +115,7 @@ def test_a_resumed_run_may_change_only_what_leaves_it_the_same_run():
     [
         ("", {}),
         ("-b 3 -t 5 -x 7 -l 1e-3", {"batch_size": 3, "seq_len": 5, "max_steps": 7, "learning_rate": 1e-3}),
+        ("--train-data a b --train-data c", {"train_data": ["a", "b", "c"]}),
         ("--train-data a b --val-data c", {"train_data": ["a", "b"], "val_data": ["c"]}),
         ("--shuffle --overfit-single-batch", {"shuffle": True, "overfit_single_batch": True}),
         ("--beta1 0 --prompt 12 --seed 5", {"beta1": 0.0, "prompt": "12", "seed": 5}),

@@ -69,14 +69,14 @@ def test_a_run_is_described(tmp_path, capsys):
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "[GPT-2] maxT 16 | V 50 | Vp 128 | L 1 | NH 2 | C 12"
         assert lines[-2:] == [
-            "[data] 1,700 tokens, 106 training batches an epoch",
+            f"[data] training: 1,700 tokens, 106 batches an epoch, from {tmp_path / 'train.bin'}",
             f"[run] B 2 | T 8 | accumulation 3 | 7 steps | lr 0.001 wsd, warm-up 4, {said} | seed 5 | threads 2",
         ]
     shown = [re.match(r"  (\w+) +([\d,]+)  \((.*)\)", line).groups() for line in lines[2:-2]]
     assert [name for name, *_ in shown] == list(model.params)
     assert sum(int(size.replace(",", "")) for _, size, _ in shown) == model.params_flat.size
     report.describe(options, state, loader)
-    assert "106 validation batches an epoch" in capsys.readouterr().out
+    assert f"[data] validation: 1,700 tokens, 106 batches an epoch, from {tmp_path}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -67,6 +67,44 @@ def test_data_that_are_named_are_taken():
     assert (run.state.resolved.train_data, run.state.resolved.val_data) == (("train.bin",), ("val.bin",))
 
 
+@pytest.mark.parametrize(
+    ("train_data", "val_data"),
+    [
+        ("my_train.bin", ("my_val.bin",)),
+        ("sub/train.bin", ("sub/val.bin",)),
+        ("sub/train_*.bin", ("sub/val_*.bin",)),
+        (["my_train.bin", "sub/train.bin"], ("my_val.bin", "sub/val.bin")),
+    ],
+)
+def test_training_files_bring_the_validation_files_beside_them(capsys, train_data, val_data):
+    write_data("tiny_shakespeare", 300)
+    pathlib.Path("sub").mkdir()
+    for name in ("my_train", "my_val", "sub/train", "sub/val", "sub/train_1", "sub/train_2", "sub/val_9"):
+        write_tokens(f"{name}.bin", np.arange(70) % 50)
+    run = start(train_data=train_data, val_data=None)
+    assert run.state.resolved.val_data == val_data
+    assert [entry["file"] for entry in run.val_loader.fingerprint] == sorted(
+        name.replace("*", "9") for name in val_data
+    )
+
+
+@pytest.mark.parametrize(
+    ("train_data", "beside"),
+    [
+        ("my_train.bin", r" \(my_val\.bin\)"),
+        ("my_train_*.bin", r" \(my_val_\*\.bin\)"),
+        ("restrained.bin", ""),
+        (["train.bin", "my_train.bin"], r" \(my_val\.bin\)"),
+    ],
+)
+def test_training_files_without_validation_files_are_refused(train_data, beside):
+    write_data("tiny_shakespeare", 300)
+    write_tokens("my_train.bin", np.arange(100) % 50)
+    with pytest.raises(UserError, match=rf"^--train-data \S+: no validation data beside it{beside}; name some with "):
+        start(train_data=train_data, val_data=None)
+    assert start(train_data="my_train.bin", val_data=None, val_every=0).val_loader is None
+
+
 def test_a_run_that_never_validates_needs_no_data_for_it():
     run = start(val_data=None, val_every=0)
     assert run.val_loader is None and run.state.resolved.val_data is None
@@ -94,13 +132,14 @@ def test_the_optimizer_may_be_a_subclass():
 
 
 def test_memory_is_checked_before_data_are_read_and_includes_what_samples_take(monkeypatch, capsys):
+    pathlib.Path("bad.bin").write_text("no tokens")
     start()
     needed = capsys.readouterr().out
     start(sample_every=0)
     assert "for samples" in needed and "for samples" not in capsys.readouterr().out
     monkeypatch.setattr(machine, "available_bytes", lambda: 1000)
     with pytest.raises(UserError, match="not enough memory"):
-        start(train_data="missing.bin")
+        start(train_data="bad.bin")
 
 
 @pytest.mark.parametrize(
