@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import re
 
@@ -112,11 +113,10 @@ def _write_json(path, fields):
 def read_config(path):
     """Reads a config.json. Returns its GPT2Config. Raises UserError unless it is a supported GPT-2."""
     with open_to_read(path) as file:
-        data = file.read(CONFIG_LIMIT + 1)
-        if len(data) > CONFIG_LIMIT:
+        if os.fstat(file.fileno()).st_size > CONFIG_LIMIT:
             raise UserError(f"{path}: more than {CONFIG_LIMIT:,} bytes, expected the few of a model's configuration")
         try:
-            fields = json.loads(data)
+            fields = json.load(file)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(fields, dict):

@@ -200,15 +200,17 @@ def test_whatever_the_header_contains_the_message_is_one_short_line(tmp_path, ol
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b'"gpt2"', b"null", b"{}", b" " * 2**21]
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b'"gpt2"', b"null", b"{}"])
 def test_an_invalid_config_json(tmp_path, content):
     write_folder(tmp_path, tensors()[0])
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"config.json: (not valid JSON|expected a JSON object|model_type is None|more than)"
-    ):
+    with pytest.raises(UserError, match=r"config.json: (not valid JSON|expected a JSON object|model_type is None)"):
+        huggingface.load_folder(tmp_path)
+
+
+def test_a_config_json_that_is_too_large_is_not_read(tmp_path):
+    write_folder(tmp_path, tensors()[0], padding="x" * 2**20)
+    with pytest.raises(UserError, match=r"config\.json: more than 1,048,576 bytes, expected "):
         huggingface.load_folder(tmp_path)
 
 
