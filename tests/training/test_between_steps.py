@@ -254,13 +254,12 @@ def test_steps_before_one_whose_batch_cannot_be_read_are_saved(monkeypatch, accu
     def cut(state, record):
         if state.step == 2:
             with open("train.bin", "r+b") as file:
-                file.truncate(1024 + 2 * (150 - 60) if accumulation == 1 else 1024 + 2 * 30)
+                file.truncate(1024 + 2 * (40 if accumulation == 1 else 120))  # step 3 reads up to 49, or 145
 
     train(options(**changes | {"out_dir": "whole"}))
     with pytest.raises(UserError, match=r"^train\.bin: "):
         train(options(**changes), on_step=cut)
-    saved = steps("cut")[0]
-    assert 2 <= saved < 6
+    assert steps("cut") == [2]
     pathlib.Path("train.bin").write_bytes(whole)
     resume("cut", {"threads": 1})
     assert contents("cut", 6)[:2] == contents("whole", 6)[:2]
