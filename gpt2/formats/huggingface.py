@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 import re
 
@@ -112,11 +113,10 @@ def _write_json(path, fields):
 def read_config(path):
     """Reads a config.json. Returns its GPT2Config. Raises UserError unless it is a supported GPT-2."""
     with open_to_read(path) as file:
-        data = file.read(CONFIG_LIMIT + 1)
-        if len(data) > CONFIG_LIMIT:
+        if os.fstat(file.fileno()).st_size > CONFIG_LIMIT:
             raise UserError(f"{path}: more than {CONFIG_LIMIT:,} bytes, expected the few of a model's configuration")
         try:
-            fields = json.loads(data)
+            fields = json.loads(file.read())
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(fields, dict):
@@ -145,9 +145,9 @@ def read_config(path):
 
 def read_weights(path, config):
     """Reads a model.safetensors, tensor by tensor. Returns params; raises UserError as `load_folder` does."""
-    open_to_read(path).close()  # for a clearer error message than safetensors'
     try:
-        with safe_open(path, framework="numpy") as file:
+        # Opened first for clearer error messages than safetensors'.
+        with open_to_read(path), safe_open(path, framework="numpy") as file:
             stored = _checked_names(file, path, config)
     except SafetensorError as error:
         raise UserError(f"{path}: corrupt, or not a safetensors file: {safe_repr(str(error))}") from error
