@@ -145,9 +145,9 @@ def read_config(path):
 
 def read_weights(path, config):
     """Reads a model.safetensors, tensor by tensor. Returns params; raises UserError as `load_folder` does."""
-    open_to_read(path).close()  # for a clearer error message than safetensors'
     try:
-        with safe_open(path, framework="numpy") as file:
+        # Opened first for clearer error messages than safetensors'.
+        with open_to_read(path), safe_open(path, framework="numpy") as file:
             stored = _checked_names(file, path, config)
     except SafetensorError as error:
         raise UserError(f"{path}: corrupt, or not a safetensors file: {safe_repr(str(error))}") from error

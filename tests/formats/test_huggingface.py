@@ -222,6 +222,14 @@ def test_a_missing_file(tmp_path, name):
         huggingface.load_folder(tmp_path)
 
 
+def test_weights_that_cannot_be_mapped_are_named(tmp_path):
+    write_folder(tmp_path, tensors()[0])
+    (tmp_path / huggingface.WEIGHTS).unlink()
+    (tmp_path / huggingface.WEIGHTS).symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=f"{huggingface.WEIGHTS}: No such device"):
+        huggingface.load_folder(tmp_path)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
