@@ -3,6 +3,7 @@
 import contextlib
 import io
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -241,3 +242,8 @@ def test_no_step_at_all_still_validates(capsys):
     assert result.train_losses == {} and list(result.val_losses) == [0]
     assert len(val_losses(capsys.readouterr().out)) == 1 and len(records()) == 1
     assert steps("out") == [0]
+
+
+def test_a_clock_that_stands_still_costs_no_step(monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: 5.0)
+    assert train(options(max_steps=2)).state.step == 2
