@@ -21,7 +21,7 @@ def parse_arguments(arguments=None):
     group.add_argument(
         "--resume",
         nargs="?",
-        const="",
+        const=True,
         metavar="DIR",
         help="continue from the newest checkpoint in DIR or --out-dir; options given anew override that run's",
     )
@@ -30,7 +30,9 @@ def parse_arguments(arguments=None):
     folder, anyway = given.pop("resume"), given.pop("resume_anyway")
     if anyway and folder is None:
         parser.error("--resume-anyway goes with --resume")
-    return given, given.get("out_dir", "out") if folder == "" else folder, anyway
+    if folder == "":  # as from a shell variable that is not set
+        parser.error("--resume '': expected a folder, or nothing for --out-dir")
+    return given, given.get("out_dir", "out") if folder is True else folder, anyway
 
 
 def main(arguments=None):

@@ -1,5 +1,6 @@
 """Errors that the user can fix, and how a command exits on one."""
 
+import contextlib
 import errno
 import io
 import os
@@ -39,12 +40,17 @@ def run_command(main, output_required=True):
     output pipe exits silently with 141. output_required: False drops what stdout cannot take instead. stderr is always
     lossy, and characters that cannot be encoded are escaped.
     """
-    _open_standard_descriptors()
+    try:
+        _open_standard_descriptors()
+    except OSError as error:
+        sys.exit(_line(from_os_error(error, os.devnull)))
     sys.stderr = LossyStream(sys.stderr)
     if not output_required:
         sys.stdout = LossyStream(sys.stdout)
     elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(OSError):  # unbuffered, Python loses what a non-blocking pipe does not take
+            os.set_blocking(sys.stdout.fileno(), True)
     try:
         try:
             status = main()

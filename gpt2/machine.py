@@ -36,19 +36,31 @@ def set_threads(n):
 
 def available_bytes():
     """Bytes of memory that this process can still take: what the machine has free, within its limits."""
-    available = psutil.virtual_memory().available
+    available = _answer(psutil.virtual_memory).available
     return max(0, int(min([available, _address_space_left(), *map(_memory_left, _control_groups("memory"))])))
 
 
 def held_bytes():
     """Bytes of memory that this process holds: its resident set."""
-    return psutil.Process().memory_info().rss
+    return _answer(_memory_info).rss
+
+
+def _memory_info():
+    return psutil.Process().memory_info()
+
+
+def _answer(question):
+    """Calls a function of psutil's. Raises UserError if the system does not answer."""
+    try:
+        return question()
+    except (psutil.Error, OSError) as error:
+        raise UserError(f"the system does not tell how much memory there is ({error}); mount /proc") from error
 
 
 def _address_space_left():
     """Bytes that the process's limit on its address space leaves (`ulimit -v`); infinity if there is none."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return math.inf if limit == resource.RLIM_INFINITY else limit - psutil.Process().memory_info().vms
+    return math.inf if limit == resource.RLIM_INFINITY else limit - _answer(_memory_info).vms
 
 
 def _control_groups(controller):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -137,3 +138,24 @@ def test_no_file_gets_the_descriptor_of_a_closed_stream():
 def test_a_message_stays_one_line_whatever_a_file_is_called():
     ended = command(r"raise UserError('a\n\x1b[2Jb: empty')")
     assert ended.stderr == b"error: a\\n\\x1b[2Jb: empty\n"
+
+
+def test_no_null_device_is_an_error():
+    script = f"{BEGINNING}os.devnull = '/nowhere/null'\nrun_command(lambda: print('text'))"
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (1, b"")
+    assert ended.stderr == b"error: /nowhere/null: No such file or directory\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_slow_reader_of_a_non_blocking_pipe_gets_everything(unbuffered):
+    script = f"{BEGINNING}run_command(lambda: [print('x' * 999) for _ in range(200)] and None)"
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, stdout=writer) as process:
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            time.sleep(1)  # by now the pipe is full
+            assert len(pipe.read()) == 200_000
+        assert process.wait(60) == 0

@@ -133,3 +133,13 @@ def test_available_threads_is_the_smallest_of_its_limits(groups, monkeypatch):
     assert machine.available_threads() == 2
     quota(groups, {"a/cpu.max": "100000 100000", "a/b/cpu.max": "max 100000"}, "0::/a/b\n")
     assert machine.available_threads() == 1
+
+
+@pytest.mark.parametrize("question", ["virtual_memory", "Process"])
+def test_a_system_that_does_not_answer_is_an_error(monkeypatch, question):
+    def fail(*arguments):
+        raise psutil.NoSuchProcess(1) if question == "Process" else FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr(psutil, question, fail)
+    with pytest.raises(UserError, match=r"^the system does not tell how much memory there is \([^\n]*\); mount /proc$"):
+        machine.held_bytes() + machine.available_bytes()

@@ -1,6 +1,7 @@
 """The memory and disk that a run needs, checked before any of it is used."""
 
 import bisect
+import resource
 import shutil
 
 from gpt2 import machine
@@ -77,7 +78,9 @@ def require_memory(config, B, T, sample_length=0, data_bytes=0):
 
 
 def require_disk(config, folder, checkpoints, replaced=0):
-    """Prints the disk that a run's checkpoints need and what is free. Raises UserError if that is too little.
+    """Prints the disk that a run's checkpoints need and what is free.
+
+    Raises UserError if that is too little, or if the process may not write files of that size (`ulimit -f`).
 
     folder: where they go; it exists. checkpoints: the most that exist at once, one being written included. replaced:
     bytes of those in the folder that will be deleted as new ones are written.
@@ -98,4 +101,11 @@ def require_disk(config, folder, checkpoints, replaced=0):
         raise UserError(
             f"{folder}: {what}, {readable(needed)} of disk, would not fit: {readable(free)} are free{older}; "
             "free some, choose another --out-dir, or keep fewer"
+        )
+    state_bytes = HEADER_BYTES + 2 * FLOAT * parameter_layout(config).size  # the larger of a checkpoint's two files
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and state_bytes > limit:
+        raise UserError(
+            f"ulimit -f: {readable(limit)} is the most that this process may write to a file; "
+            f"a checkpoint's larger file takes {readable(state_bytes)}; raise the limit"
         )

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import pathlib
+import sys
 
 from gpt2.errors import UserError, from_os_error
 from gpt2.formats.files import HashedFile, atomic_write, open_to_read
@@ -66,7 +67,7 @@ def save(folder, model, optimizer, progress, keep):
 
     progress: a dict that JSON can hold; a pair of the same step is replaced. keep: how many pairs stay, at least 1.
     The caller holds the folder's lock. Raises UserError when writing fails: the newest whole pair is then the one
-    before, or this one if only a later part failed.
+    before, or this one if only a later part failed. Older ones that cannot be removed are named on standard error.
     """
     folder, step = pathlib.Path(folder), progress["step"]
     assert 0 <= step < STEP_LIMIT and keep >= 1
@@ -123,22 +124,19 @@ def _prune(folder, step, keep, present):
     """Removes old checkpoints, and the temporary files of killed processes.
 
     present: steps, newest first. Those after `step` go, as damaged or abandoned; so do halves of pairs, and all but the
-    `keep` newest of the others.
+    `keep` newest of the others. What cannot be removed is named on standard error, and stays.
     """
     pairs = [
         found for found in present if found <= step and all(path.is_file() for path in checkpoint_paths(folder, found))
     ]
-    try:
-        for found in present:
-            if found not in pairs[:keep]:
-                # State first: a model file alone is no checkpoint, but a state alone would count as a damaged one.
-                model_path, state_path = checkpoint_paths(folder, found)
-                state_path.unlink(missing_ok=True)
-                model_path.unlink(missing_ok=True)
-        for path in temporary_files(folder):
-            os.unlink(path)
-    except OSError as error:
-        raise from_os_error(error, error.filename) from error
+    # State first: a model file alone is no checkpoint, but a state alone would count as a damaged one.
+    outdated = [checkpoint_paths(folder, found)[::-1] for found in present if found not in pairs[:keep]]
+    for paths in [*outdated, *([path] for path in temporary_files(folder))]:
+        try:
+            for path in paths:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            print(f"{from_os_error(error, path)}; it should be removed, but stays", file=sys.stderr, flush=True)
 
 
 def _record(hashed):

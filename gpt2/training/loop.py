@@ -52,7 +52,7 @@ def train(options, *, optimizer=AdamW, on_step=None):
     with contextlib.ExitStack() as stack:
         folder = locked_folder(options.out_dir, stack)
         run = start_run(options, folder, optimizer)
-        set_aside_earlier_run(folder, stack)  # only now: the new run's model may be the earlier one's
+        set_aside_earlier_run(folder, stack, run.token_files)  # only now: its model may be the earlier run's
         return _take_steps(run, on_step)
 
 
@@ -78,7 +78,7 @@ def resume(folder, changes=(), anyway=False, *, optimizer=AdamW, on_step=None):
         if run.in_place:
             checkpoint.finish_interrupted_save(found, options.keep)
         else:
-            set_aside_earlier_run(out_dir, stack)
+            set_aside_earlier_run(out_dir, stack, run.token_files)
         return _take_steps(run, on_step)
 
 

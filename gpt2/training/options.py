@@ -30,11 +30,11 @@ def whole(lowest, highest=2**31 - 1):
     return Kind(int, lambda value: type(value) is int and lowest <= value <= highest, expected)
 
 
-def real(lowest, below=math.inf, above=None, expected=None):
-    """Numbers from `lowest`, or only those above `above`, that are less than `below`."""
+def real(lowest, below=math.inf, expected=None):
+    """Numbers from `lowest` that are less than `below`."""
 
     def contains(value):
-        return type(value) is float and lowest <= value < below and value != above
+        return type(value) is float and lowest <= value < below
 
     return Kind(float, contains, expected or f"a finite number from {lowest} up")
 
@@ -149,7 +149,7 @@ class TrainOptions:
     eps: float = _option(
         _OPTIMIZER,
         1e-8,
-        real(0, above=0, expected="a number above 0"),
+        real(1.2e-38, below=3.4e38, expected="a number from 1.2e-38, below 3.4e38"),  # float32's range
         "AdamW's guard against division by zero",
         "EPS",
     )

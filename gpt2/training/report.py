@@ -46,7 +46,8 @@ class StepLines:
 
     def _time_left(self, step):
         seconds = (time.perf_counter() - self._started) / (step - self._first_step)
-        return datetime.timedelta(seconds=round(seconds * (self._max_steps - step)))
+        # A timedelta holds at most 8e13 s.
+        return datetime.timedelta(seconds=round(min(seconds * (self._max_steps - step), 1e13)))
 
 
 def peak_bytes():

@@ -58,10 +58,10 @@ def is_lost(folder):
     return _held.get(folder) == LOST
 
 
-def set_aside_earlier_run(path, stack):
+def set_aside_earlier_run(path, stack, needed=()):
     """Renames a locked folder to NAME-1, or the next free number, if it holds checkpoints, and makes a new one.
 
-    Raises UserError if that is not possible.
+    needed: paths that must stay what they are called. Raises UserError if one is in the folder, or on failure.
     """
     if not steps(path):
         return
@@ -69,10 +69,10 @@ def set_aside_earlier_run(path, stack):
     while os.path.lexists(aside := folder.with_name(f"{folder.name}-{number}")):
         number += 1
     try:
-        if pathlib.Path.cwd().is_relative_to(folder):
-            raise OSError(errno.EBUSY, "it is the working folder")
+        if reason := _reason_to_stay(folder, needed):
+            raise OSError(errno.EBUSY, reason)
         folder.rename(aside)
-        folder.mkdir()
+        folder.mkdir(mode=stat.S_IMODE(aside.stat().st_mode))  # no more open to others than it was
     except OSError as error:
         raise UserError(
             f"{path}: holds an earlier run and cannot be renamed ({error.strerror}); "
@@ -80,6 +80,17 @@ def set_aside_earlier_run(path, stack):
         ) from error
     print(f"{path} held an earlier run, which is now in {aside.name}", flush=True)
     stack.enter_context(locked(path))
+
+
+def _reason_to_stay(folder, needed):
+    """Why a resolved folder must not be renamed, None if it may be."""
+    with contextlib.suppress(FileNotFoundError):  # the working folder was removed
+        if pathlib.Path.cwd().is_relative_to(folder):
+            return "it is the working folder"
+    for each in map(pathlib.Path, needed):
+        if any(place.is_relative_to(folder) for place in (each.parent.resolve(), each.resolve())):
+            return f"{each} is in it"
+    return None
 
 
 @contextlib.contextmanager

@@ -78,6 +78,12 @@ class Run:
         return self.state.to_dict() | description
 
     @property
+    def token_files(self):
+        """The paths of the files of both splits, as given."""
+        loaders = [self.state.loader, *([self.val_loader] if self.val_loader else [])]
+        return [entry["file"] for loader in loaders for entry in loader.fingerprint]
+
+    @property
     def resume_command(self):
         """The command that continues the run, one line for a shell whatever the folder's name."""
         folder = str(self.folder)

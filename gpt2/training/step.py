@@ -30,6 +30,7 @@ def train_step(state, options):
     state.updating = True
     norm, skipped = _update(state, options, loss, lr)
     end = time.perf_counter()
+    seconds = max(end - start, 1e-9)  # a clock may stand still
     record = {
         "step": step,
         "epoch": epoch,
@@ -38,7 +39,7 @@ def train_step(state, options):
         "lr": lr,
         "gradients_ms": 1e3 * (middle - start),
         "update_ms": 1e3 * (end - middle),
-        "tokens_per_s": options.batch_size * options.seq_len * options.grad_accum_steps / (end - start),
+        "tokens_per_s": options.batch_size * options.seq_len * options.grad_accum_steps / seconds,
     }
     if skipped:
         state.skipped[skipped] += 1

@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -263,3 +264,8 @@ def test_steps_before_one_whose_batch_cannot_be_read_are_saved(monkeypatch, accu
     pathlib.Path("train.bin").write_bytes(whole)
     resume("cut", {"threads": 1})
     assert contents("cut", 6)[:2] == contents("whole", 6)[:2]
+
+
+def test_a_clock_that_stands_still_costs_no_step(monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: 5.0)
+    assert train(options(max_steps=2)).state.step == 2

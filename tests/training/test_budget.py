@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from gpt2.errors import UserError
 from gpt2.formats.llmc import write_tokens
 from gpt2.inference import decoder
 from gpt2.inference.warmup import prepare_kernels
+from gpt2.layout import parameter_layout
 from gpt2.training import budget, checkpoint
 from gpt2.training.budget import checkpoint_bytes, memory_needed, require_disk, require_memory
 
@@ -202,3 +204,12 @@ def test_too_little_disk(monkeypatch, tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="gone: No such file or directory"):
         require_disk(CONFIG, tmp_path / "gone", 1)
+
+
+def test_a_limit_on_the_size_of_files_is_found_out_before_the_first_step(monkeypatch, tmp_path):
+    state_bytes = checkpoint_bytes(CONFIG) - 1024 - 4 * parameter_layout(CONFIG).size  # without the model file
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (state_bytes, resource.RLIM_INFINITY))
+    require_disk(CONFIG, tmp_path, 1)
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: (state_bytes - 1, resource.RLIM_INFINITY))
+    with pytest.raises(UserError, match=r"^ulimit -f: [^\n]* raise the limit$"):
+        require_disk(CONFIG, tmp_path, 1)

@@ -428,3 +428,18 @@ def test_listing_of_nothing(tmp_path):
     assert (
         result.stderr == f"error: {tmp_path}: no whole checkpoint (a model_*.bin with its state_*.bin) to resume from\n"
     )
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_named_and_ends_nothing(tmp_path, monkeypatch, capsys):
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    save(tmp_path, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "unlink", refuse)
+        save(tmp_path, 20, keep=1)
+    state = tmp_path / pair(10)[1]
+    assert capsys.readouterr().err == f"{state}: Operation not permitted; it should be removed, but stays\n"
+    assert names(tmp_path) == sorted(["checkpoints.json", *pair(10), *pair(20)])
+    save(tmp_path, 30, keep=1)
+    assert names(tmp_path) == ["checkpoints.json", *pair(30)]

@@ -285,7 +285,7 @@ def test_a_new_run_gives_way_to_none_of_an_earlier_one(folder, capsys):
         (["--no-such-option"], 2, "unrecognized arguments"),
         (["--resume-anyway"], 2, "--resume-anyway goes with --resume"),
         (["--learning-rate", "nan"], 1, "error: --learning-rate nan: expected a finite number from 0"),
-        (["--eps", "0"], 1, "error: --eps 0.0: expected a number above 0"),
+        (["--eps", "0"], 1, "error: --eps 0.0: expected a number from 1.2e-38, below 3.4e38"),
         (["--prompt", "q\udcff"], 1, "error: --prompt 'q\\udcff': expected text in UTF-8"),
     ],
 )
@@ -339,3 +339,23 @@ def test_a_step_is_saved_before_it_is_validated_and_sampled_from(folder, capsys)
     after = ["val loss", "--- sample"]
     first, last = ["saved out/model_00000002", *after], ["saved out/model_00000003", *after]
     assert events == ["val loss", "step 1", "step 2", *first, "step 3", *last]
+
+
+def test_an_output_folder_with_the_token_files_in_it_is_not_renamed(folder):
+    pathlib.Path("data").mkdir()
+    shutil.move("train.bin", "data")
+    arguments = "--init tiny.bin --train-data data/train.bin --val-data val.bin -b 2 -t 8 -x 1 --out-dir data".split()
+    train_gpt2.main([*arguments, "--threads", "1"])
+    with pytest.raises(UserError, match=r"cannot be renamed \(data/train\.bin is in it\)"):
+        train_gpt2.main([*arguments, "--threads", "1"])
+    assert sorted(os.listdir()) == ["data", "tiny.bin", "val.bin"]
+
+
+def test_resuming_an_empty_name_is_refused(folder, capsys):
+    train("-x", "1")
+    with pytest.raises(SystemExit):
+        train_gpt2.main(["--resume", "", "-x", "2"])
+    assert "error: --resume '': expected a folder, or nothing for --out-dir\n" in capsys.readouterr().err
+    assert not os.path.exists("out/model_00000002.bin")
+    train_gpt2.main(["--resume", "-x", "2", "--threads", "1"])
+    assert os.path.exists("out/model_00000002.bin")

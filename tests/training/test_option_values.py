@@ -27,7 +27,7 @@ BAD = (
     | {name: ["", "a\0b", 1, b"a"] for name in ("init", "out_dir")}
     | {name: [0, 1, "yes"] for name in ("shuffle", "overfit_single_batch")}
     | {
-        "eps": [0, -1e-8, *BAD_NUMBERS],
+        "eps": [0, -1e-8, 1e-60, 1e39, *BAD_NUMBERS],
         "final_lr_fraction": [-0.1, 1.1, *BAD_NUMBERS],
         "lr_schedule": ["", "cosinus", 1],
         "prompt": [1, "a lone surrogate \udcff", b"text"],
@@ -50,7 +50,7 @@ def test_a_value_that_an_option_does_not_take_is_refused_in_one_line_with_its_fl
         ("max_steps", [0]),
         ("learning_rate", [0, 0.0, 1, 1e30, None]),
         ("beta1", [0, 0.999999]),
-        ("eps", [1e-300, 1]),
+        ("eps", [1.2e-38, 1]),
         ("final_lr_fraction", [0, 1, 0.5]),
         ("lr_schedule", ["constant", "linear", "cosine", "wsd"]),
         ("prompt", ["", "\0", "caf\u00e9\n"]),

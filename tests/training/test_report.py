@@ -91,3 +91,10 @@ print(before, peak_bytes())
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
     before, after = map(int, run.stdout.split())
     assert 2**24 < before < 2**30 and before + 2**27 <= after < 2 * before + 2**28
+
+
+def test_a_clock_that_jumps_costs_no_step(clock, capsys):
+    lines = report.StepLines(0, 2**31 - 1)
+    clock[0] += 1e6
+    lines.show(RECORD | {"step": 1})
+    assert " days, " in capsys.readouterr().out

@@ -321,3 +321,38 @@ def test_an_earlier_run_that_cannot_be_renamed_stops_the_new_one(tmp_path, monke
     with pytest.raises(UserError, match=r"holds an earlier run and cannot be renamed \(it is the working folder\); .*"):
         set_aside(tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["out"] and (tmp_path / "out" / "model_00000004.bin").exists()
+
+
+@pytest.mark.parametrize("where", ["out/train.bin", "out/sub/train.bin", "link/train.bin", "train.bin"])
+def test_an_earlier_run_is_not_renamed_with_files_that_the_new_one_needs(tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("out/sub").mkdir(parents=True)
+    pathlib.Path("out/model_00000004.bin").touch()
+    pathlib.Path("link").symlink_to("out")
+    if where == "train.bin":
+        pathlib.Path("out/real.bin").touch()
+        pathlib.Path(where).symlink_to("out/real.bin")
+    else:
+        pathlib.Path(where).touch()
+    with pytest.raises(UserError, match=rf"^out: holds an earlier run and cannot be renamed \({where} is in it\); "):
+        set_aside_earlier_run(pathlib.Path("out"), contextlib.ExitStack(), ["elsewhere.bin", where])
+    assert pathlib.Path(where).exists() and pathlib.Path("out/model_00000004.bin").exists()
+
+
+def test_the_new_folder_is_no_more_open_to_others_than_the_earlier_one(tmp_path):
+    (tmp_path / "out").mkdir(mode=0o700)
+    (tmp_path / "out" / "model_00000004.bin").touch()
+    assert set_aside(tmp_path / "out") == ["out", "out-1"]
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_working_folder_that_was_removed_does_not_matter(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model_00000004.bin").touch()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    try:
+        assert set_aside(tmp_path / "out") == ["out", "out-1"]
+    finally:
+        os.chdir(tmp_path)
