@@ -3,13 +3,11 @@
 import hashlib
 import json
 
-import tiktoken
-
 from gpt2.data import download, tokenizer
-from gpt2.data.tokenizer import EOT
+from gpt2.data.tokenizer import EOT, Encoding
 
 # A token's id is its byte; token 256 ends in the middle of a character.
-BYTES = tiktoken.Encoding(
+BYTES = Encoding(
     "bytes",
     pat_str=r"[\s\S]",
     mergeable_ranks={bytes([byte]): byte for byte in range(256)} | {b" \xe2\x80": 256},
