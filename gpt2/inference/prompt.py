@@ -43,9 +43,7 @@ def _read(file, source):
     except OSError as error:
         raise from_os_error(error, source) from error
     if len(data) > MOST_BYTES:
-        raise UserError(
-            f"{source}: a prompt of more than {MOST_BYTES:,} bytes; the model reads its end only: give that"
-        )
+        raise UserError(f"{source}: a prompt of more than {MOST_BYTES:,} bytes; keep its end, all that the model reads")
     return decode_text(data, source).removesuffix("\n")
 
 
