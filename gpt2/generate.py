@@ -64,8 +64,8 @@ def parse_arguments(arguments=None):
 
 def _check(options):
     for name in ("max_new_tokens", "num_samples", "num_beams"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{_flag(name)} {getattr(options, name)}: expected 1 or more")
+        if not 1 <= getattr(options, name) < 2**31:
+            raise UserError(f"{_flag(name)} {getattr(options, name)}: expected 1 to {2**31 - 1}")
     if options.seed is not None and options.seed < 0:
         raise UserError(f"--seed {options.seed}: expected 0 or more")
     if "" in options.stop:

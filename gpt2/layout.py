@@ -9,6 +9,14 @@ import types
 MATRICES = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")
 
 
+class Views(dict):
+    """Tensors by name. They are written in place: replacing one would detach it from the flat array."""
+
+    def __setitem__(self, name, tensor):
+        if tensor is not self.get(name):  # it is after views[name] *= 2
+            raise TypeError(f"{name} is a view of a flat array: assign to [{name!r}][...], in place")
+
+
 class Layout:
     """Splits a flat array into named, contiguous tensors, in the order of `shapes`. Immutable, so it can be shared.
 
@@ -27,15 +35,19 @@ class Layout:
         self.size = size
         self._per_layer = frozenset(per_layer)
 
+    def __reduce__(self):
+        return Layout, (dict(self.shapes), self._per_layer)  # mapping proxies cannot be copied
+
     def slice(self, name):
         """Returns the tensor's range in the flat array, as a slice."""
         start = self.offsets[name]
         return slice(start, start + math.prod(self.shapes[name]))
 
     def views(self, flat):
-        """Returns a dict of name -> shaped view of `flat`, shape (size,), any dtype."""
-        assert flat.shape == (self.size,)
-        return {name: flat[self.slice(name)].reshape(shape) for name, shape in self.shapes.items()}
+        """Returns Views of `flat`, name -> shaped view. flat: (size,), contiguous, any dtype; ValueError for others."""
+        if flat.shape != (self.size,) or not flat.flags.c_contiguous:
+            raise ValueError(f"an array of shape {flat.shape}: expected a contiguous one of shape ({self.size},)")
+        return Views((name, flat[self.slice(name)].reshape(shape)) for name, shape in self.shapes.items())
 
     def by_layer(self, tensors):
         """Yields (name, layer, tensor) layer by layer: what the layers share before and after them, with layer None.

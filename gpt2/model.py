@@ -102,7 +102,7 @@ class GPT2:
 
     def _own(self, config, params_flat):
         self.config = config
-        self.params_flat = params_flat
+        self._params_flat = params_flat
         self.params = parameter_layout(config).views(params_flat)
         self.acts, self.scratch = {}, {}
         self._grads_flat = self._grads = None
@@ -111,10 +111,22 @@ class GPT2:
         self._batch = None  # (tokens, targets) of the last forward pass that was completed
 
     @property
+    def params_flat(self):
+        return self._params_flat
+
+    @params_flat.setter
+    def params_flat(self, array):
+        _require_in_place("params_flat", self._params_flat, array)
+
+    @property
     def grads_flat(self):
         if self._grads_flat is None:
             self._grads_flat = allocate(self.params_flat.size, self.params_flat.dtype, "the gradients")
         return self._grads_flat
+
+    @grads_flat.setter
+    def grads_flat(self, array):
+        _require_in_place("grads_flat", self._grads_flat, array)
 
     @property
     def grads(self):
@@ -343,6 +355,12 @@ class GPT2:
         layernorm_forward(ln, mean, rstd, residual, p["ln1w"][l], p["ln1b"][l])
         matmul_backward(dhidden, g["qkvw"][l], g["qkvb"][l], dqkv, ln, p["qkvw"][l], beta)
         layernorm_backward(dresidual, g["ln1w"][l], g["ln1b"][l], dhidden, residual, p["ln1w"][l], mean, rstd)
+
+
+def _require_in_place(name, present, assigned):
+    """Raises AttributeError unless `assigned` is the array that is there, as it is after `model.grads_flat *= 2`."""
+    if assigned is not present:
+        raise AttributeError(f"{name}: other arrays are views of it: assign to {name}[:], in place")
 
 
 def _initialise(params, config, seed):

@@ -28,7 +28,14 @@ class AdamW:
             self._parts.append((slice(slices[0].start, slices[-1].stop), is_matrix))
 
     def step(self, lr, grad_scale=1.0):
-        """Updates the model's parameters with its gradients times `grad_scale`; returns the norm of the gradients."""
+        """Updates the model's parameters with its gradients times `grad_scale`; returns the norm of the gradients.
+
+        Raises ValueError if `m`, `v` or `model` were replaced by others of another size.
+        """
+        arrays = {"m": self.m, "v": self.v, "params_flat": self.model.params_flat}
+        for name, array in arrays.items():
+            if array.shape != (self.layout.size,):
+                raise ValueError(f"{name} of shape {array.shape}: expected ({self.layout.size},)")
         self.steps += 1
         squares = 0.0
         for part, is_matrix in self._parts:

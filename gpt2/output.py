@@ -14,6 +14,7 @@ class LossyStream:
 
     def __init__(self, target):
         self.error = None
+        self.ended, self.replaced = False, target  # see _replaced
         self._target = open(os.devnull, "w") if target is None else target  # noqa: SIM115
 
     def __getattr__(self, name):
@@ -37,13 +38,28 @@ class LossyStream:
 
 
 @contextlib.contextmanager
+def _replaced(name):
+    """Replaces sys.stdout or sys.stderr by a LossyStream, which it yields.
+
+    Threads may do so at once, and end in any order: a stream that ends below another is removed with that.
+    """
+    stream = LossyStream(getattr(sys, name))
+    setattr(sys, name, stream)
+    try:
+        yield stream
+    finally:
+        stream.ended = True
+        while isinstance(top := getattr(sys, name), LossyStream) and top.ended:
+            setattr(sys, name, top.replaced)
+
+
+@contextlib.contextmanager
 def lossy_output(then_raise=False):
     """A context or decorator in which a print to sys.stdout or sys.stderr that fails is dropped.
 
     Both are replaced by LossyStreams and restored at the end. then_raise: the first error of stdout is raised then.
     """
-    output = LossyStream(sys.stdout)
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(LossyStream(sys.stderr)):
+    with _replaced("stdout") as output, _replaced("stderr"):
         yield
         output.flush()
     if then_raise and output.error is not None:

@@ -229,12 +229,14 @@ def test_model_with_another_vocabulary_prints_ids(folder, capsys):
         ("--top-p 1.5", "--top-p 1.5"),
         ("--temperature -1", "--temperature -1.0: expected 0"),
         ("--temperature nan", "--temperature nan"),
+        ("--temperature 1e300", "--temperature 1e+300: expected 0 (greedy), or a number from 1e-06 to 1e+06"),
         ("--top-k 0", "--top-k 0: expected 1 or more"),
         ("--min-p 2", "--min-p 2.0: expected a number from 0 to 1"),
         ("--repetition-penalty 0", "--repetition-penalty 0.0"),
-        ("--num-samples 0", "--num-samples 0: expected 1 or more"),
-        ("--num-beams 0", "--num-beams 0: expected 1 or more"),
-        ("--max-new-tokens 0", "--max-new-tokens 0: expected 1 or more"),
+        ("--num-samples 0", "--num-samples 0: expected 1 to 2147483647"),
+        ("--num-beams 0", "--num-beams 0: expected 1 to 2147483647"),
+        ("--max-new-tokens 0", "--max-new-tokens 0: expected 1 to 2147483647"),
+        ("--max-new-tokens 99999999999999999999 --num-samples 2", "expected 1 to 2147483647"),
         ("--seed -1", "--seed -1: expected 0 or more"),
         ("--threads 0", "0 threads"),
         ("--num-beams 2 --top-k 5", "--num-beams excludes --top-k"),
@@ -246,6 +248,8 @@ def test_model_with_another_vocabulary_prints_ids(folder, capsys):
         ("--prompt a --prompt-file b", "--prompt and --prompt-file exclude each other"),
         ("--prompt-file missing.txt", "missing.txt: No such file"),
         ("--prompt-file empty.txt", "empty.txt: the prompt is empty"),
+        ("--prompt-file /proc/self/mem", "/proc/self/mem: Input/output error"),
+        ("--prompt-file /dev/zero", "/dev/zero: a prompt of more than"),
         ("--prompt-file latin.txt", "latin.txt: not UTF-8 at byte 2"),
         ("--prompt=", "--prompt: the prompt is empty"),
         ("--prompt a\udce9", "--prompt: not UTF-8 at byte 1"),
@@ -268,6 +272,13 @@ def test_empty_standard_input_is_no_prompt(run, monkeypatch, data):
     for more in ([], ["--prompt-file", "-"]):
         monkeypatch.setattr(sys, "stdin", piped(data))
         assert run(*options, *more) == (expected, "")
+
+
+def test_standard_input_without_end_is_refused(run, monkeypatch):
+    with open("/dev/zero") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(UserError, match="standard input: a prompt of more than 67,108,864 bytes"):
+            run()
 
 
 def test_a_pipe_that_stays_silent_is_no_prompt(run, monkeypatch):

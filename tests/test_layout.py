@@ -58,6 +58,16 @@ def test_a_layout_does_not_follow_its_argument():
     assert list(layout.shapes) == ["a"] and layout.size == 2
 
 
-def test_views_of_an_array_of_another_size_are_refused():
-    with pytest.raises(AssertionError):
-        Layout({"a": (2,)}).views(np.zeros(3))
+@pytest.mark.parametrize("flat", [np.zeros(3), np.zeros((1, 2)), np.zeros(4)[::2]])
+def test_views_of_an_array_of_another_form_are_refused(flat):
+    with pytest.raises(ValueError, match=r"expected a contiguous one of shape \(2,\)"):
+        Layout({"a": (2,)}).views(flat)
+
+
+def test_a_view_is_changed_in_place_and_not_replaced():
+    flat = np.ones(2)
+    views = Layout({"a": (2,)}).views(flat)
+    views["a"] *= 2
+    with pytest.raises(TypeError, match="a is a view of a flat array"):
+        views["a"] = np.zeros(2)
+    assert flat.tolist() == views["a"].tolist() == [2, 2]

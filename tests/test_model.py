@@ -376,3 +376,13 @@ def _with_gradients():
     model.forward(tokens, targets)
     model.backward()
     return model, tokens, targets, model.grads_flat.copy()
+
+
+def test_flat_arrays_are_changed_in_place_and_not_replaced():
+    model = GPT2(GPT2Config(maxT=4, V=4, L=1, NH=1, C=4))
+    model.params_flat *= 2
+    model.grads_flat += 1
+    assert (model.params["ln1w"] == 2).all() and (model.grads["ln1w"] == 1).all()
+    for name in ("params_flat", "grads_flat"):
+        with pytest.raises(AttributeError, match=f"{name}: other arrays are views of it"):
+            setattr(model, name, getattr(model, name).copy())

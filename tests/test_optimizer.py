@@ -1,5 +1,7 @@
+import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -140,3 +142,31 @@ def test_short_runs(schedule, warmup_steps, max_steps):
 def test_a_final_fraction_of_one_is_constant():
     for schedule in SCHEDULES:
         assert rates(schedule, final_fraction=1.0) == pytest.approx([2.0] * 100)
+
+
+@pytest.mark.parametrize("name", ["m", "v", "model"])
+def test_arrays_of_another_size_are_refused(name):
+    optimizer = AdamW(make(1))
+    other = GPT2(GPT2Config(maxT=9, V=31, L=3, NH=2, C=10)) if name == "model" else np.zeros(3, np.float32)
+    setattr(optimizer, name, other)
+    with pytest.raises(ValueError, match=r"expected \(\d+,\)"):
+        optimizer.step(1e-3)
+    assert optimizer.steps == 0
+
+
+def test_a_deep_copy_is_a_model_and_an_optimizer_of_its_own():
+    model, rng = make(1), np.random.default_rng(2)
+    tokens, targets = random_batch(CONFIG, 2, 9, rng)
+    optimizer = AdamW(model)
+
+    def step(optimizer):
+        optimizer.model.overwrite_gradients(tokens, targets)
+        optimizer.step(1e-2)
+
+    step(optimizer)
+    deep, pickled = copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))
+    step(optimizer)
+    for other in (deep, pickled):
+        assert other.steps == 1
+        step(other)
+        assert np.array_equal(other.model.params_flat, model.params_flat)

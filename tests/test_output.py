@@ -117,3 +117,14 @@ def test_files_are_written_before_a_failing_print_is_an_error(tmp_path, monkeypa
     with contextlib.redirect_stdout(Broken(BrokenPipeError())), pytest.raises(BrokenPipeError):
         work(tmp_path)
     assert all((tmp_path / name).stat().st_size for name in written)
+
+
+def test_the_streams_come_back_when_threads_end_in_the_order_they_began():
+    before = sys.stdout, sys.stderr
+    first, second = lossy_output(), lossy_output()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert isinstance(sys.stdout, LossyStream)
+    second.__exit__(None, None, None)
+    assert (sys.stdout, sys.stderr) == before

@@ -4,7 +4,9 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt2.inference.sampling import Token, penalise
+from gpt2.memory import require
 
+LOGITS_COPIES = 5  # arrays of the logits' size that a step allocates
 NO_BEAM = -1e9  # score of a beam not yet in use: at first all beams are copies of the first
 
 
@@ -14,9 +16,10 @@ def beam_search(context, max_new_tokens, repetition_penalty=1.0, eot=None):
     context: a Context whose samples, one per beam, have the same tokens; it is advanced. A continuation's score is its
     log-probability divided by its length. The search ends when there are as many finished continuations as beams and no
     running beam scores better at its present length. Equivalent to transformers' do_sample=False,
-    early_stopping=False, length_penalty=1.
+    early_stopping=False, length_penalty=1. Raises UserError if there is too little memory.
     """
     beams = len(context.tokens)
+    require(LOGITS_COPIES * 4 * beams * context.config.V, f"a search with {beams} beams", "choose fewer")
     texts, finished = [[]] * beams, []
     totals = np.full((beams, 1), NO_BEAM, np.float32)
     totals[0] = 0

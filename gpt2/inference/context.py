@@ -13,13 +13,13 @@ class Context:
     amortise that, a quarter of the window is dropped at once: length - length // 4 tokens remain, new ones included (or
     all new ones, if there are more).
 
-    Attributes: `length`; `tokens`, int32 (batch_size, n), the window; `slid`, True once tokens were dropped.
+    Attributes: `config`, `length`; `tokens`, int32 (batch_size, n), the window; `slid`, True once tokens were dropped.
     """
 
     def __init__(self, config, params, batch_size=1, length=None):
         """params: float32 (parameter_layout(config).size,), shared. length: at most maxT, the default."""
         self._decoder = Decoder(config, params, batch_size, length)
-        self.length = self._decoder.length
+        self.config, self.length = config, self._decoder.length
         self.tokens = np.empty((batch_size, 0), np.int32)
         self.slid = False
 

@@ -5,10 +5,11 @@ import select
 import sys
 
 from gpt2.data.tokenizer import decode_text
-from gpt2.errors import UserError
+from gpt2.errors import UserError, from_os_error
 from gpt2.formats.files import open_to_read
 
 STDIN = "-"  # as a path
+MOST_BYTES = 2**26  # of a prompt: a pipe or a device may never end
 SILENT_SECONDS = 5  # that a pipe may take to say something before there is taken to be no prompt
 
 
@@ -18,21 +19,32 @@ def read_prompt(text, path, stdin):
     text: a str from the command line. path: a file, or "-" for `stdin`. stdin: a text stream, read unless it is a
     terminal or stays silent for 5 seconds; if it is empty, there is no prompt. Each may be None. Of a file or stream,
     a final line break is dropped. Line ends and byte order marks: see decode_text. Raises UserError if the prompt is
-    not UTF-8, or empty in `text` or a file.
+    not UTF-8, too long, or empty in `text` or a file.
     """
     if text is not None:
         source, prompt = "--prompt", decode_text(text.encode("utf-8", "surrogateescape"), "--prompt")
     elif path not in (None, STDIN):
         source = path
         with open_to_read(path, pipe=True) as file:
-            prompt = decode_text(file.read(), path).removesuffix("\n")
+            prompt = _read(file, path)
     elif stdin is None or (path is None and (stdin.isatty() or _stays_silent(stdin))):
         return None
     else:
-        return decode_text(stdin.buffer.read(), "standard input").removesuffix("\n") or None
+        return _read(stdin.buffer, "standard input") or None
     if not prompt:
         raise UserError(f"{source}: the prompt is empty; omit it to start a new document")
     return prompt
+
+
+def _read(file, source):
+    """Returns the text of a binary file without its final line break; `source` names it in errors."""
+    try:
+        data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise from_os_error(error, source) from error
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{source}: a prompt of more than {MOST_BYTES:,} bytes; keep its end, all that the model reads")
+    return decode_text(data, source).removesuffix("\n")
 
 
 def _stays_silent(stdin):

@@ -1,14 +1,13 @@
 """Sampling: logits to next token through temperature, filters and repetition penalty; and the generation loop."""
 
 import dataclasses
-import math
 import typing
 
 import numpy as np
 
 from gpt2.errors import UserError
 
-# Dividing float32 logits by less could overflow.
+# Dividing float32 logits by less could overflow. The inverse is the highest.
 LOWEST_TEMPERATURE = LOWEST_PENALTY = 1e-6
 
 
@@ -36,8 +35,9 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        valid = self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature < math.inf
-        _require(valid, "--temperature", self.temperature, f"0 (greedy), or at least {LOWEST_TEMPERATURE:g}")
+        valid = self.temperature == 0 or LOWEST_TEMPERATURE <= self.temperature <= 1 / LOWEST_TEMPERATURE
+        expected = f"0 (greedy), or a number from {LOWEST_TEMPERATURE:g} to {1 / LOWEST_TEMPERATURE:g}"
+        _require(valid, "--temperature", self.temperature, expected)
         _require(self.top_k is None or self.top_k >= 1, "--top-k", self.top_k, "1 or more")
         _require(self.top_p is None or 0 < self.top_p <= 1, "--top-p", self.top_p, "a number above 0, up to 1")
         _require(self.min_p is None or 0 <= self.min_p <= 1, "--min-p", self.min_p, "a number from 0 to 1")

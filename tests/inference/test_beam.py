@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from gpt2 import GPT2, GPT2Config
+from gpt2 import GPT2, GPT2Config, machine
+from gpt2.errors import UserError
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
 from gpt2.inference.sampling import Sampling, generate, probability
@@ -82,3 +83,11 @@ def test_same_text_as_transformers(eot, penalty):
         assert found == expected[0, 3:].tolist(), (seed, beams)
         ended += len(found) < 15
     assert (ended > 0) == (eot is not None)
+
+
+def test_more_beams_than_there_is_memory_for_are_refused(monkeypatch):
+    context = Context(CONFIG, GPT2(CONFIG).params_flat, batch_size=3)
+    context.add([[0]])
+    monkeypatch.setattr(machine, "available_bytes", lambda: 4 * 3 * CONFIG.V)
+    with pytest.raises(UserError, match="not enough memory: a search with 3 beams"):
+        beam_search(context, 2)

@@ -68,8 +68,8 @@ def calls_gemm(dispatcher):
             if isinstance(array, types.Array)
         ]
         for array in arrays:
-            if array.layout == "F" and array.ndim > 1:
-                raise ValueError(f"{dispatcher.__name__}: {array} is transposed; its rows must be contiguous")
+            if array.layout != "C" and array.ndim > 1:
+                raise ValueError(f"{dispatcher.__name__}: {array} is not contiguous (C order)")
         threads.start()  # loads Numba's runtime, whose symbol threads_in_use links to
         for array in arrays:
             if isinstance(array.dtype, types.Float):

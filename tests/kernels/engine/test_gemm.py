@@ -117,6 +117,8 @@ def test_kernels_of_nothing_return():
 
 
 @compiled_only
-def test_a_transposed_matrix_is_refused():
-    with pytest.raises(ValueError, match=r"matmul_forward: array\(.* is transposed"):
-        matmul_forward(np.zeros((2, 5)), np.zeros((2, 3)), np.zeros((3, 5)).T, np.zeros(5))
+def test_arrays_that_are_not_contiguous_are_refused():
+    out, inp, weight, bias = np.zeros((3, 4)), np.ones((3, 10)), np.ones((4, 5)), np.zeros(4)
+    for unfit in (inp[:, ::2], np.asfortranarray(inp[:, :5])):
+        with pytest.raises(ValueError, match=r"matmul_forward: .* is not contiguous"):
+            matmul_forward(out, unfit, weight, bias)
