@@ -14,6 +14,7 @@ from gpt2.errors import UserError, run_command
 from gpt2.formats import huggingface, llmc
 from gpt2.formats.files import atomic_folder, interrupted_replacement, open_to_read
 from gpt2.formats.pretrained import load_weights
+from gpt2.formats.tensors import INDEX, WEIGHTS, WRITTEN_SHARD
 from gpt2.output import lossy_output
 
 
@@ -72,10 +73,15 @@ def _check_target(target, to_file, dtype, force):
     ours = {
         huggingface.CONFIG,
         huggingface.GENERATION_CONFIG,
-        huggingface.WEIGHTS,
+        WEIGHTS,
+        INDEX,
         *huggingface.TOKENIZER_FILES,
     }
-    foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in ours or not entry.is_file())
+    foreign = sorted(
+        entry.name
+        for entry in target.iterdir()
+        if not entry.is_file() or (entry.name not in ours and not WRITTEN_SHARD.fullmatch(entry.name))
+    )
     if foreign:
         raise UserError(
             f"{target}: contains {foreign[0]!r}, which is not part of a model, so --force does not replace it; "

@@ -12,7 +12,7 @@ from gpt2 import GPT2, convert
 from gpt2.config import GPT2Config
 from gpt2.data import tokenizer
 from gpt2.errors import UserError, run_command
-from gpt2.formats import files
+from gpt2.formats import files, tensors
 from gpt2.formats.huggingface import load_folder
 from gpt2.formats.llmc import load_model, save_model
 from gpt2.formats.pretrained import load_weights
@@ -91,6 +91,20 @@ def test_it_reports_what_it_read_and_wrote(model, capsys):
     assert lines[2].startswith("wrote folder: Hugging Face folder, float32, 0.0 MB, ")
     assert lines[4].startswith("wrote back.bin: llm.c version 5, bfloat16, 0.0 MB, ")
     assert set(os.listdir("folder")) == WITHOUT_TOKENIZER
+
+
+def test_shards_there_and_back_and_replaced_by_force(model, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "SHARD_BYTES", 2000)
+        convert.convert("ours.bin", "folder")
+        assert len(list((tmp_path / "folder").glob("model-*-of-*.safetensors"))) > 2
+        convert.convert("folder", "folder", force=True)
+    convert.convert("folder", "back.bin")
+    assert (tmp_path / "back.bin").read_bytes() == (tmp_path / "ours.bin").read_bytes()
+    convert.convert("back.bin", "folder", force=True)
+    assert set(os.listdir("folder")) == WITHOUT_TOKENIZER
+    (tmp_path / "folder" / "adapter_model.safetensors").write_bytes(b"")
+    refused("^folder: contains 'adapter_model.safetensors'", "ours.bin", "folder", force=True)
 
 
 def test_an_unavailable_vocabulary_is_left_out(model, monkeypatch, capsys):
@@ -239,7 +253,7 @@ def test_a_disk_that_fills_up_during_the_write(model, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gpt2.formats.huggingface.write_floats", refuse)
+    monkeypatch.setattr("gpt2.formats.tensors.write_floats", refuse)
     refused("^folder: the disk is full", "ours.bin", "folder")
 
 
@@ -275,10 +289,14 @@ def test_the_command(model, monkeypatch):
 
 
 @pytest.mark.crosscheck
-def test_transformers_reads_the_folder(model):
+@pytest.mark.parametrize("limit", [None, 2000])
+def test_transformers_reads_the_folder(model, monkeypatch, limit):
     torch = require("torch")
     transformers = require("transformers")
+    if limit:
+        monkeypatch.setattr(tensors, "SHARD_BYTES", limit)
     convert.convert("ours.bin", "folder")
+    assert os.path.exists("folder/model.safetensors.index.json") == bool(limit)
     theirs, report = transformers.GPT2LMHeadModel.from_pretrained("folder", output_loading_info=True)
     assert not any(report.values()), report
     tokens, _ = random_batch(CONFIG, 3, 12, np.random.default_rng(1))
@@ -288,12 +306,28 @@ def test_transformers_reads_the_folder(model):
 
 
 @pytest.mark.crosscheck
-def test_our_reader_reads_a_folder_of_transformers(model):
+@pytest.mark.parametrize("limit", ["50GB", "2KB"])
+def test_our_reader_reads_a_folder_of_transformers(model, limit):
     require("torch")
     transformers = require("transformers")
     convert.convert("ours.bin", "folder")
-    transformers.GPT2LMHeadModel.from_pretrained("folder").save_pretrained("theirs")
+    transformers.GPT2LMHeadModel.from_pretrained("folder").save_pretrained("theirs", max_shard_size=limit)
+    assert os.path.exists("theirs/model.safetensors.index.json") == (limit == "2KB")
     assert np.array_equal(load_folder("theirs")[1], model.params_flat)
+
+
+@pytest.mark.crosscheck
+def test_gelu_fast_is_the_same_function_in_transformers(model):
+    torch = require("torch")
+    transformers = require("transformers")
+    convert.convert("ours.bin", "folder")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained("folder", activation_function="gelu_fast")
+    theirs.save_pretrained("theirs")
+    assert np.array_equal(load_folder("theirs")[1], model.params_flat)
+    tokens, _ = random_batch(CONFIG, 3, 12, np.random.default_rng(1))
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
+    assert np.max(np.abs(logits - model.logits(tokens))) < 1e-4
 
 
 @pytest.mark.crosscheck
