@@ -13,7 +13,7 @@ from gpt2.data import tokenizer
 from gpt2.errors import UserError, run_command
 from gpt2.formats import huggingface, llmc
 from gpt2.formats.files import atomic_folder, interrupted_replacement, open_to_read
-from gpt2.formats.pretrained import load_weights
+from gpt2.formats.pretrained import RELEASED, load_weights
 from gpt2.formats.tensors import INDEX, WEIGHTS, WRITTEN_SHARD
 from gpt2.output import lossy_output
 
@@ -26,7 +26,9 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
     size. dtype: "float32" or "bfloat16". force: replace an existing model. data_dir: folder for GPT-2's weights and
     vocabulary, default files.data_dir(). Reports progress on stdout. Raises UserError.
     """
-    target = pathlib.Path(os.path.realpath(target)) if os.path.islink(target) else pathlib.Path(target)
+    target = pathlib.Path(target)
+    if target.is_symlink():
+        target = pathlib.Path(os.path.realpath(target))
     to_file = target.suffix == ".bin"
     _check_target(target, to_file, dtype, force)
     start = time.perf_counter()
@@ -43,7 +45,7 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
             huggingface.save_folder(folder, config, params, dtype, end_of_text)
             for name, path in vocabulary.items():
                 shutil.copyfile(path, folder / name)
-            if vocabulary and huggingface.TOKENIZER_CONFIG not in vocabulary:
+            if vocabulary and not vocabulary.keys() & {huggingface.TOKENIZER_CONFIG, huggingface.SPECIAL_TOKENS}:
                 huggingface.save_tokenizer_config(folder, config)
         kind, size = "Hugging Face folder", sum(file.stat().st_size for file in target.iterdir())
     print(f"wrote {target}: {kind}, {dtype}, {size / 1e6:,.1f} MB, {time.perf_counter() - read:.1f} s")
@@ -96,11 +98,11 @@ def _has_gpt2_vocabulary(config):
 def _vocabulary(source, config, data_dir):
     """Returns a dict of name -> path of the tokenizer files: the source folder's own, or else GPT-2's.
 
-    Prints the reason if there are none.
+    A folder has its own if there is a vocabulary among them. Prints the reason if there are none.
     """
     own = {name: pathlib.Path(source, name) for name in huggingface.TOKENIZER_FILES}
-    own = {name: path for name, path in own.items() if path.is_file()}
-    if own:
+    own = {name: path for name, path in own.items() if path.is_file() and str(source) not in RELEASED}
+    if own.keys() & {huggingface.VOCABULARY, huggingface.TOKENIZER}:
         return own
     if not _has_gpt2_vocabulary(config):
         print(f"no tokenizer: the model's vocabulary has {config.V} tokens, GPT-2's has {tokenizer.EOT + 1}")

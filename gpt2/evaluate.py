@@ -10,8 +10,9 @@ import sys
 from gpt2.arguments import add_model, add_threads
 from gpt2.data.dataloader import DataLoader
 from gpt2.data.hellaswag import count_examples
-from gpt2.errors import UserError, run_command
-from gpt2.formats.files import atomic_write
+from gpt2.errors import UserError, from_os_error, run_command
+from gpt2.formats.files import atomic_write, open_to_read
+from gpt2.formats.run import parse_json_object
 from gpt2.inference.evaluation import (
     LLMC_B,
     LLMC_BATCHES,
@@ -26,6 +27,7 @@ from gpt2.machine import set_threads
 from gpt2.model import GPT2
 from gpt2.output import lossy_output
 
+EARLIER_LIMIT = 2**24  # bytes of earlier results, which name all their files
 BATCH_TOKENS = 1024  # in a batch by default: enough rows for matrix products to run at full speed
 
 
@@ -59,7 +61,8 @@ def parse_arguments(arguments=None):
     add(
         "--json",
         metavar="FILE",
-        help="write the results as JSON, replacing FILE; - for standard output, which then carries nothing else",
+        help="write the results as JSON, replacing earlier ones in FILE; - for standard output, which then carries "
+        "nothing else",
     )
     add_threads(parser)
     options = parser.parse_args(arguments)
@@ -153,8 +156,7 @@ def main(arguments=None):
             results = evaluate(options)
         print(_as_json(results))
     else:
-        path = pathlib.Path(options.json)
-        _check_writable(path)
+        path = _results_path(options.json)
         with lossy_output(then_raise=True):
             _write(path, _as_json(evaluate(options)) + "\n")
 
@@ -163,20 +165,39 @@ def _as_json(results):
     return json.dumps(results, indent=2, allow_nan=False)
 
 
-def _check_writable(path):
-    """Fails early if the output is not writable."""
+def _results_path(name):
+    """Returns the path of the output. Fails early if it is not writable, or a file that is no earlier output."""
+    path = pathlib.Path(name)
     if path.is_dir():
         raise UserError(f"--json {path}: is a folder, expected a file")
+    if _is_special(path):
+        return path
+    if path.is_symlink():
+        path = pathlib.Path(os.path.realpath(path))  # the link stays
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"--json {path}: cannot create a file in {path.parent}; choose another")
+    if path.exists():
+        with open_to_read(path) as file:
+            earlier = file.read(EARLIER_LIMIT)
+        if earlier and not isinstance(parse_json_object(earlier).get("model"), str):
+            raise UserError(f"--json {path}: not the results of an evaluation, so it is not replaced; choose another")
+    return path
+
+
+def _is_special(path):
+    """Returns whether a path is that of a device or a pipe, which is written to rather than replaced."""
+    return path.exists() and not path.is_file()
 
 
 def _write(path, text):
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")  # a device or a pipe cannot be replaced
-    else:
+    if not _is_special(path):
         with atomic_write(path) as file:
             file.write(text.encode())
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise from_os_error(error, path) from error
 
 
 if __name__ == "__main__":

@@ -184,6 +184,39 @@ def test_a_folder_s_own_vocabulary_is_copied(model, tmp_path):
     assert (tmp_path / "two" / "merges.txt").read_text() == "#version: 0.2"
 
 
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "tokenizer_config.json"])
+def test_a_folder_s_own_settings_are_kept(model, tmp_path, name):
+    convert.convert("ours.bin", "one")
+    (tmp_path / "one" / "vocab.json").write_text("{}")
+    (tmp_path / "one" / name).write_text('{"eos_token": "[END]"}')
+    convert.convert("one", "two")
+    assert set(os.listdir("two")) == WITHOUT_TOKENIZER | {"vocab.json", name}
+    assert (tmp_path / "two" / name).read_text() == '{"eos_token": "[END]"}'
+
+
+def test_settings_without_a_vocabulary_are_not_a_tokenizer(gpt2_sized, tmp_path):
+    convert.convert("ours.bin", "one")
+    for name in TOKENIZER - {"tokenizer_config.json"}:
+        (tmp_path / "one" / name).unlink()
+    convert.convert("one", "two")
+    assert set(os.listdir("two")) == WITHOUT_TOKENIZER | TOKENIZER
+
+
+def test_a_released_model_does_not_take_the_vocabulary_of_a_folder_of_its_name(model, tmp_path, monkeypatch):
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "vocab.json").write_text("{}")
+    monkeypatch.setattr(convert, "load_weights", lambda *_: load_model("ours.bin"))
+    convert.convert("gpt2", "new")
+    assert set(os.listdir("new")) == WITHOUT_TOKENIZER
+
+
+def test_a_link_to_a_folder_stays(model, tmp_path):
+    convert.convert("ours.bin", "folder")
+    (tmp_path / "link").symlink_to("folder")
+    convert.convert("ours.bin", "link/", force=True)
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_a_parameter_too_large_for_bfloat16_is_refused(model):
     model.params["fcw"][1, 2, 3] = 3.4e38
     save_model("ours.bin", CONFIG, model.params_flat)

@@ -1,5 +1,6 @@
 """Evaluation against its definition, token by token in float64; and the command."""
 
+import contextlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from gpt2.config import GPT2Config
+from gpt2.data import hellaswag
 from gpt2.data.dataloader import DataLoader
 from gpt2.data.hellaswag import read_examples
 from gpt2.data.tokenizer import EOT
@@ -210,6 +212,22 @@ def test_hellaswag_accuracies(tmp_path):
     assert evaluate_hellaswag(model, write_examples(tmp_path / "y.bin", examples[::-1])) == pytest.approx(result)
 
 
+def test_an_examples_file_replaced_while_it_is_evaluated(tmp_path, monkeypatch):
+    model, rng = random_model(), np.random.default_rng(0)
+    path = write_examples(tmp_path / "x.bin", random_examples(5, rng, CONFIG))
+    expected = evaluate_hellaswag(model, path)
+    really = hellaswag.open_to_read
+
+    @contextlib.contextmanager
+    def replace_afterwards(path):
+        with really(path) as file:
+            yield file
+        write_examples(path, random_examples(7, rng, CONFIG))
+
+    monkeypatch.setattr(hellaswag, "open_to_read", replace_afterwards)
+    assert evaluate_hellaswag(model, path) == expected
+
+
 def test_completion_losses_do_not_depend_on_the_other_completions(tmp_path):
     model = random_model()
     ends = [[1], [2, 3, 4], [5, 6], [7, 8]]
@@ -360,12 +378,38 @@ def test_bad_input_is_one_line_before_any_output(folder, capsys, arguments, mess
 
 
 def test_failure_keeps_an_earlier_json_file(folder):
-    pathlib.Path("out.json").write_text("before")
+    run("--data a.bin --json out.json")
+    before = pathlib.Path("out.json").read_text()
     with pytest.raises(UserError, match="no such token file"):
         run("--data none.bin --json out.json")
-    assert pathlib.Path("out.json").read_text() == "before"
+    assert pathlib.Path("out.json").read_text() == before
     run("--data b.bin --json out.json")
-    assert "data" in json.loads(pathlib.Path("out.json").read_text())
+    assert json.loads(pathlib.Path("out.json").read_text())["data"]["files"] == ["b.bin"]
+
+
+@pytest.mark.parametrize("name", ["tiny.bin", "a.bin", "h.bin", "checkpoints.json", "config.json"])
+def test_results_replace_only_results(folder, name):
+    if name.endswith(".json"):
+        pathlib.Path(name).write_text('{"model": {"bytes": 1}}')
+    before = pathlib.Path(name).read_bytes()
+    with pytest.raises(UserError, match=f"^--json {name}: not the results of an evaluation"):
+        run(f"--data a.bin --json {name}")
+    assert pathlib.Path(name).read_bytes() == before
+
+
+def test_results_through_a_link(folder):
+    pathlib.Path("link.json").symlink_to("out.json")
+    for data in ("a.bin", "b.bin"):
+        run(f"--data {data} --json link.json")
+        assert pathlib.Path("link.json").is_symlink()
+        assert json.loads(pathlib.Path("out.json").read_text())["data"]["files"] == [data]
+
+
+def test_results_into_a_device(folder, monkeypatch):
+    with pytest.raises(UserError, match=r"^/dev/full: the disk is full"):
+        run("--data b.bin --json /dev/full")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a device needs no new file beside it
+    run("--data b.bin --json /dev/null")
 
 
 @pytest.mark.parametrize(

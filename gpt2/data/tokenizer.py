@@ -11,6 +11,7 @@ import tempfile
 import tiktoken
 import tiktoken.load
 
+from gpt2 import memory
 from gpt2.data import download
 from gpt2.errors import UserError
 from gpt2.formats import files
@@ -31,6 +32,8 @@ PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _CUT = re.compile(rf"(?<=[^{_SPACE}])(?=[{_SPACE}])")
 _PART = 2**18  # characters given to tiktoken at a time, as it aborts the process if it runs out of memory
+# Characters of a part that has a word longer than that, and what such a word takes for each of its bytes.
+_LONG, _WORD_BYTES = 2**20, 64
 # Runs of whitespace that its regex engine is not given: from a million characters on it panics.
 _LONG_RUN = re.compile(rf"(?<![{_SPACE}])[{_SPACE}]{{100000,}}")
 
@@ -42,11 +45,18 @@ class Encoding(tiktoken.Encoding):
         return list(itertools.chain.from_iterable(self.encode_parts(text)))
 
     def encode_parts(self, text):
-        """Yields the tokens of the text's successive parts, lists of int."""
+        """Yields the tokens of the text's successive parts, lists of int.
+
+        Raises UserError if there is too little memory for a long word.
+        """
         start = 0
         while start < len(text):
             cut = _CUT.search(text, start + _PART)
             end = cut.start() if cut else len(text)
+            if end - start > _LONG:
+                size = _WORD_BYTES * len(text[start:end].encode(errors="surrogatepass"))
+                what = f"tokenising {end - start:,} characters without a break between words"
+                memory.require(size, what, "break them up")
             yield from self._encode_part(text[start:end])
             start = end
 

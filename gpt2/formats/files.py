@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -59,7 +60,7 @@ def atomic_write_all(paths):
 
     Nothing is replaced before all are complete and fsynced. A process killed while they are leaves some of them
     missing, but never a new file beside an old one: those after the first are removed before the first is replaced.
-    Raises UserError on an I/O error.
+    Of several processes, one at a time replaces its files. Raises UserError on an I/O error.
     """
     paths = [pathlib.Path(path) for path in paths]
     path, temporary = paths[0], []
@@ -75,13 +76,14 @@ def atomic_write_all(paths):
                 file.flush()
                 os.fchmod(file.fileno(), 0o666 & ~_umask())
                 _fsync(file.fileno())
-        for path in paths[1:]:
-            path.unlink(missing_ok=True)
+        with _locked(path.parent) if paths[1:] else contextlib.nullcontext():
+            for path in paths[1:]:
+                path.unlink(missing_ok=True)
+                sync(path.parent)
+            for path in paths:
+                os.replace(temporary[0], path)
+                del temporary[0]
             sync(path.parent)
-        for path in paths:
-            os.replace(temporary[0], path)
-            del temporary[0]
-        sync(path.parent)
     except OSError as error:
         raise from_os_error(error, path) from error
     finally:
@@ -242,9 +244,11 @@ def make_folder(folder):
         raise from_os_error(error, folder) from error
 
 
+@contextlib.contextmanager
 def open_to_read(path, pipe=False):
-    """Opens a file for binary reading. Raises UserError if it is missing, unreadable, or not a regular file.
+    """Yields a file opened for binary reading. Raises UserError if it is missing, unreadable, or not a regular file.
 
+    An OSError in the `with`, where only this file should be read, becomes a UserError that names it.
     pipe: whether it may also be a pipe or a device.
     """
 
@@ -256,7 +260,8 @@ def open_to_read(path, pipe=False):
         return descriptor
 
     try:
-        return open(path, "rb", opener=opened)
+        with open(path, "rb", opener=opened) as file:
+            yield file
     except OSError as error:
         raise from_os_error(error, path) from error
 
@@ -265,6 +270,18 @@ def sha256(path):
     """Returns the file's SHA-256, 64 hexadecimal digits. Raises UserError if it is missing or unreadable."""
     with open_to_read(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    """Holds the folder's lock, waiting for another process that does; goes without where the system has no locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _umask():

@@ -55,11 +55,8 @@ def map_model(path):
         config, version = read_sizes(file, path)
         if version != FLOAT32:
             return config, _read_params(file, path, config, version)
-        try:
-            # Copy-on-write rather than read-only: for read-only arrays Numba would compile every kernel again.
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except OSError as error:
-            raise from_os_error(error, path) from error
+        # Copy-on-write rather than read-only: for read-only arrays Numba would compile every kernel again.
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return config, np.frombuffer(memory, "<f4", offset=HEADER_BYTES)
 
 
@@ -175,7 +172,9 @@ def write_tokens(path, tokens):
 
 
 def write_token_file(file, tokens):
-    """Writes a token file to an open file, as `write_tokens` does."""
+    """Writes a token file to an open file, as `write_tokens` does. Raises UserError if the header can't count them."""
+    if len(tokens) >= 2**31:
+        raise UserError(f"{len(tokens):,} tokens are too many for a token file, at most {2**31 - 1:,}; split the text")
     write_header(file, (TOKENS_MAGIC, TOKENS_VERSION, len(tokens)))
     file.write(np.asarray(tokens, dtype="<u2").tobytes())
 
@@ -217,27 +216,24 @@ def open_tokens(path, room):
     checked. Raises UserError for an invalid header or file size.
     """
     with open_to_read(path) as file:
-        try:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise UserError(f"{path}: empty, expected a token file")
-            if file.read(4) == np.array(TOKENS_MAGIC, dtype="<i4").tobytes():
-                file.seek(0)
-                _, version, count = (int(value) for value in read_header(file, path, "a token file")[:3])
-                if version != TOKENS_VERSION:
-                    raise UserError(f"{path}: token file version {version}, expected {TOKENS_VERSION}")
-                if count < 1:
-                    raise UserError(f"{path}: the header says {count} tokens, expected at least 1")
-                check_size(file, path, HEADER_BYTES + 2 * count, f"a header and {count:,} uint16 tokens")
-                dtype, start = "<u2", HEADER_BYTES
-            elif size % 4:
-                raise UserError(f"{path}: not a token file: {size:,} bytes with neither a header nor whole int32 ids")
-            else:
-                dtype, start = "<i4", 0
-            tokens = TokenFile(file, path, dtype, start, size - start)
-            return tokens if tokens.nbytes > room else tokens[:]
-        except OSError as error:
-            raise from_os_error(error, path) from error
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            raise UserError(f"{path}: empty, expected a token file")
+        if file.read(4) == np.array(TOKENS_MAGIC, dtype="<i4").tobytes():
+            file.seek(0)
+            _, version, count = (int(value) for value in read_header(file, path, "a token file")[:3])
+            if version != TOKENS_VERSION:
+                raise UserError(f"{path}: token file version {version}, expected {TOKENS_VERSION}")
+            if count < 1:
+                raise UserError(f"{path}: the header says {count} tokens, expected at least 1")
+            check_size(file, path, HEADER_BYTES + 2 * count, f"a header and {count:,} uint16 tokens")
+            dtype, start = "<u2", HEADER_BYTES
+        elif size % 4:
+            raise UserError(f"{path}: not a token file: {size:,} bytes with neither a header nor whole int32 ids")
+        else:
+            dtype, start = "<i4", 0
+        tokens = TokenFile(file, path, dtype, start, size - start)
+        return tokens if tokens.nbytes > room else tokens[:]
 
 
 # Reference states.

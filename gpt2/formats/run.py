@@ -72,10 +72,7 @@ def read_manifest(folder):
     if not path.is_file():
         raise UserError(f"{path}: missing; {_advice(folder)}")
     with open_to_read(path) as file:
-        try:
-            return file.read(_MANIFEST_LIMIT)
-        except OSError as error:
-            raise from_os_error(error, path) from error
+        return file.read(_MANIFEST_LIMIT)
 
 
 def manifest_step(data, folder):

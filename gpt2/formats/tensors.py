@@ -54,7 +54,7 @@ def read_headers(path):
 
 
 def shard_names(path):
-    """Returns the names of the files in an index, sorted; all are in its folder. Raises UserError for an invalid one."""
+    """Returns the names of the files in an index, sorted; all lie beside it. Raises UserError for an invalid index."""
     return sorted(set(_read_index(path).values()))
 
 
@@ -100,13 +100,11 @@ def _read_index(path):
 
 def _read_header(path):
     """Returns the tensors of one file, a dict of name -> Tensor."""
-    open_to_read(path).close()  # for a clearer error message than safetensors'
-    try:
-        with safe_open(path, framework="numpy"):  # validates the header
-            pass
-    except SafetensorError as error:
-        raise UserError(f"{path}: corrupt, or not a safetensors file: {safe_repr(str(error))}") from error
     with open_to_read(path) as file:
+        try:
+            safe_open(path, framework="numpy")  # validates the header
+        except SafetensorError as error:
+            raise UserError(f"{path}: corrupt, or not a safetensors file: {safe_repr(str(error))}") from error
         length = int.from_bytes(file.read(8), "little")
         entries = json.loads(file.read(length))
     entries.pop("__metadata__", None)

@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt2.data.dataloader import DataLoader
-from gpt2.data.hellaswag import COMPLETIONS, count_examples, read_examples
+from gpt2.data.hellaswag import COMPLETIONS, read_examples
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
 
@@ -106,17 +106,16 @@ def evaluate_hellaswag(model, path):
 
     Checks the whole file first; raises UserError as hellaswag.read_examples does.
     """
-    count = count_examples(path, model.config)
-    hits = np.empty((count, 2))
-    examples = read_examples(path, model.config)
-    for i, example in enumerate(tqdm(examples, desc="HellaSwag", total=count, leave=False, disable=None)):
+    examples = list(read_examples(path, model.config))
+    hits = np.empty((len(examples), 2))
+    for i, example in enumerate(tqdm(examples, desc="HellaSwag", leave=False, disable=None)):
         losses = completion_losses(model, example)
         sums = [values.sum(dtype=np.float64) for values in losses]
         means = [total / values.size for total, values in zip(sums, losses, strict=True)]
         hits[i] = np.argmin(sums) == example.label, np.argmin(means) == example.label
     accuracy, accuracy_norm = hits.mean(axis=0).tolist()
     return {
-        "examples": count,
+        "examples": len(examples),
         "accuracy": accuracy,
         "standard_error": standard_error(hits[:, 0]),
         "accuracy_norm": accuracy_norm,

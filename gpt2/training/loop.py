@@ -96,9 +96,9 @@ def _take_steps(run, on_step):
         if state.record and run.metrics.last_step != state.step:  # step 0, or a step that was saved, but no more
             complete = _after_step(run, stop, on_step, result)
         while state.step < options.max_steps and not stop.received:
-            record = train_step(state, options)
-            result.train_losses[state.step] = record["train_loss"]
             with _saved_if_it_fails(run):
+                record = train_step(state, options)
+                result.train_losses[state.step] = record["train_loss"]
                 lines.show(record)
             if stop.received or state.step == options.max_steps or _due(state.step, options.checkpoint_every):
                 run.save()
@@ -138,12 +138,13 @@ def _after_step(run, stop, on_step, result):
 
 @contextlib.contextmanager
 def _saved_if_it_fails(run):
-    """If anything inside fails, saves the step that was trained before the error is raised."""
+    """If anything inside fails, saves the last step that was completed before the error is raised."""
     try:
         yield
     except BaseException:
         try:
-            run.save()
+            if run.state.step and not run.state.updating:
+                run.save()
         except UserError as error:
             print(f"step {run.state.step} could not be saved: {error}", file=sys.stderr, flush=True)
         raise

@@ -14,20 +14,21 @@ class TrainState:
 
     Attributes: `model`, `optimizer`; `loader`, whose position is that of the next batch; `resolved`, what the options
     left open (options.Resolved); `step`, steps taken; `record` of the last one, a dict, or None if it is unknown;
+    `updating`, whether a further step has begun to change anything else;
     `losses`, the last finite "train_loss" and "val_loss"; `skipped`, updates skipped by reason; `outliers`, an
     OutlierDetector each for losses and gradient norms.
     """
 
     def __init__(self, model, optimizer, loader, resolved):
         self.model, self.optimizer, self.loader, self.resolved = model, optimizer, loader, resolved
-        self.step, self.record = 0, {"step": 0}
+        self.step, self.record, self.updating = 0, {"step": 0}, False
         self.losses = {}
         self.skipped = {"nonfinite": 0, "spike": 0}
         self.outliers = {"train_loss": OutlierDetector(), "grad_norm": OutlierDetector()}
 
     def finish_step(self, record):
         """Counts a step as taken; record: its dict, with "step" and "train_loss"."""
-        self.step, self.record = record["step"], record
+        self.step, self.record, self.updating = record["step"], record, False
         self.note_loss("train_loss", record["train_loss"])
 
     def note_loss(self, name, loss):

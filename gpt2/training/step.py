@@ -27,6 +27,7 @@ def train_step(state, options):
     start = time.perf_counter()
     loss, where = _gradients(state, options)
     middle = time.perf_counter()
+    state.updating = True
     norm, skipped = _update(state, options, loss, lr)
     end = time.perf_counter()
     record = {
@@ -58,16 +59,21 @@ def _gradients(state, options):
     """
     model, loader, count = state.model, state.loader, options.grad_accum_steps
     loss, tensor, batch = 0.0, None, loader.position
-    for micro_step in range(count):
-        if options.overfit_single_batch:
-            loader.reset()
-        position = loader.position
-        tokens, targets = loader.next_batch()
-        compute = model.add_gradients if micro_step else model.overwrite_gradients
-        batch_loss = compute(tokens, targets)
-        if not (math.isfinite(batch_loss) or tensor):
-            tensor, batch = first_nonfinite(model), position
-        loss += batch_loss / count
+    start = batch
+    try:
+        for micro_step in range(count):
+            if options.overfit_single_batch:
+                loader.reset()
+            position = loader.position
+            tokens, targets = loader.next_batch()
+            compute = model.add_gradients if micro_step else model.overwrite_gradients
+            batch_loss = compute(tokens, targets)
+            if not (math.isfinite(batch_loss) or tensor):
+                tensor, batch = first_nonfinite(model), position
+            loss += batch_loss / count
+    except BaseException:
+        loader.position = start  # the step may be saved as not begun
+        raise
 
     def where():
         others = f" (or the {count - 1} after it)" if count > 1 and not tensor else ""

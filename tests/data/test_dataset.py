@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -242,6 +243,42 @@ def test_a_text_too_long_for_memory_is_said_to_be(data_dir, tmp_path, monkeypatc
     monkeypatch.setattr(machine, "available_bytes", lambda: 2999)
     with pytest.raises(UserError, match=rf"^not enough memory: the text {path} needs .*; split it into several files$"):
         dataset.prepare(path, data_dir)
+
+
+def test_a_pipe_too_long_for_memory_is_not_read_to_its_end(data_dir, monkeypatch):
+    reader, writer = os.pipe()
+    os.write(writer, b"x " * 30_000)
+    os.close(writer)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 100_000)
+    try:
+        with pytest.raises(UserError, match=f"^not enough memory: the text /dev/fd/{reader} needs"):
+            dataset.prepare(f"/dev/fd/{reader}", data_dir)
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize(("character", "width"), [("x", 1), ("\xe9", 1), ("\u0100", 2), ("\U0001f600", 4)])
+def test_the_widest_character_determines_the_memory_for_a_text(data_dir, tmp_path, monkeypatch, character, width):
+    path = tmp_path / "own.txt"
+    path.write_text("x " * 10_000 + character, encoding="utf-8")
+    needed = max(3 * path.stat().st_size, 2 * width * 20_001)
+    monkeypatch.setattr(machine, "available_bytes", lambda: needed - 1)
+    with pytest.raises(UserError, match=r"^not enough memory: the text"):
+        dataset.prepare(path, data_dir)
+    monkeypatch.setattr(machine, "available_bytes", lambda: needed)
+    dataset.prepare(path, data_dir)
+
+
+def test_a_text_of_empty_paragraphs_takes_no_more_memory_than_others(data_dir):
+    encoding, text = load_tokenizer(data_dir), "\n" * 400_000
+    tracemalloc.start()
+    try:
+        tokens = dataset.tokenize(text, encoding)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert tokens.tolist() == [EOT, 198, 198] * 200_000 + [EOT]
+    assert peak < 8 * len(text)
 
 
 def test_the_command_ends_with_one_line_on_bad_input(tmp_path):

@@ -8,6 +8,7 @@ import zipfile
 import pytest
 import tiktoken
 
+from gpt2 import machine
 from gpt2.data import download, tokenizer
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
@@ -142,6 +143,14 @@ def test_a_text_in_parts_has_the_tokens_of_the_whole(monkeypatch):
 )
 def test_any_text_is_encoded(text, count):
     assert len(SPACES.encode_ordinary(text)) == count
+
+
+@pytest.mark.parametrize("character", ["x", " "])
+def test_a_word_too_long_for_memory_is_one_line(monkeypatch, character):
+    monkeypatch.setattr(machine, "available_bytes", lambda: 2**26)
+    SPACES.encode_ordinary(character * 2**20)
+    with pytest.raises(UserError, match=r"^not enough memory: tokenising 1,048,577 characters without a break"):
+        SPACES.encode_ordinary(character * (2**20 + 1))
 
 
 @pytest.mark.parametrize("form", [b"a\n\nb\n", b"a\r\n\r\nb\r\n", b"\xef\xbb\xbfa\n\nb\n", b"\xef\xbb\xbfa\r\n\nb\r\n"])

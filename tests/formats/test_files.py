@@ -219,8 +219,8 @@ def test_an_unexpected_size(tmp_path, expected, word):
 @pytest.mark.parametrize("name", ["missing", "."])
 def test_an_unreadable_path_is_named(tmp_path, name):
     path = pathlib.Path(tmp_path, name)
-    with pytest.raises(UserError, match=r"No such file|Is a directory") as caught:
-        files.open_to_read(path)
+    with pytest.raises(UserError, match=r"No such file|Is a directory") as caught, files.open_to_read(path):
+        pass
     assert str(caught.value).startswith(str(path))
 
 
@@ -312,6 +312,29 @@ def test_files_that_belong_together_are_never_an_old_and_a_new_one(tmp_path, mon
     assert not [moment for moment in seen if {"old", "new"} <= set(moment)]
 
 
+def test_two_writers_at_once_leave_the_files_of_one(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in "ab"]
+
+    def write(content):
+        with files.atomic_write_all(paths) as opened:
+            for file in opened:
+                file.write(content)
+
+    other, replace, calls = threading.Thread(target=write, args=[b"second"]), os.replace, []
+
+    def call(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:  # between the first writer's two
+            other.start()
+            other.join(0.5)
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", call)
+    write(b"first")
+    other.join(30)
+    assert [path.read_bytes() for path in paths] == [b"second"] * 2
+
+
 def test_a_full_disk_leaves_all_of_them_as_they_were(tmp_path, monkeypatch):
     paths = [tmp_path / name for name in "ab"]
     for path in paths:
@@ -347,14 +370,22 @@ def test_a_file_system_without_fsync_is_no_error_but_a_failing_one_is(tmp_path, 
             write()
 
 
+def test_a_read_that_fails_names_the_file():
+    with (
+        pytest.raises(UserError, match=r"^/proc/self/mem: Input/output error$"),
+        files.open_to_read("/proc/self/mem") as file,
+    ):
+        file.read(4)
+
+
 @pytest.mark.parametrize("what", ["pipe", "device"])
 def test_what_is_not_a_file_is_refused_without_waiting_for_it(tmp_path, what):
     path = tmp_path / "pipe" if what == "pipe" else pathlib.Path("/dev/null")
     if what == "pipe":
         os.mkfifo(path)
         other_end = os.open(path, os.O_RDWR)  # or the test would wait if the function did
-    with pytest.raises(UserError, match=f"^{path}: not a regular file; name a file"):
-        files.open_to_read(path)
+    with pytest.raises(UserError, match=f"^{path}: not a regular file; name a file"), files.open_to_read(path):
+        pass
     with files.open_to_read(path, pipe=True) as file:
         if what == "pipe":
             os.write(other_end, b"text")

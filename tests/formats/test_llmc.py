@@ -297,3 +297,9 @@ def test_token_files_are_written_byte_for_byte_and_read_back(tmp_path):
         assert read.dtype == np.uint16 and read[:].tolist() == tokens
         assert read[1:9].tolist() == tokens[1:] and read[3:3].size == 0
         assert isinstance(read, llmc.TokenFile) == (room < 10)
+
+
+def test_too_many_tokens_for_the_header_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^2,147,483,648 tokens are too many for a token file"):
+        llmc.write_tokens(tmp_path / "x.bin", np.broadcast_to(np.uint16(0), 2**31))
+    assert os.listdir(tmp_path) == []

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pathlib
 import signal
 
 import numpy as np
@@ -241,3 +242,24 @@ def test_no_step_at_all_still_validates(capsys):
     assert result.train_losses == {} and list(result.val_losses) == [0]
     assert len(val_losses(capsys.readouterr().out)) == 1 and len(records()) == 1
     assert steps("out") == [0]
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_steps_before_one_whose_batch_cannot_be_read_are_saved(monkeypatch, accumulation):
+    """The file is read row by row and cut short meanwhile."""
+    monkeypatch.setattr("gpt2.data.dataloader.READ_BYTES", 0)
+    changes = {"out_dir": "cut", "grad_accum_steps": accumulation, "max_steps": 6}
+    whole = pathlib.Path("train.bin").read_bytes()
+
+    def cut(state, record):
+        if state.step == 2:
+            with open("train.bin", "r+b") as file:
+                file.truncate(1024 + 2 * (40 if accumulation == 1 else 120))  # step 3 reads up to 49, or 145
+
+    train(options(**changes | {"out_dir": "whole"}))
+    with pytest.raises(UserError, match=r"^train\.bin: "):
+        train(options(**changes), on_step=cut)
+    assert steps("cut") == [2]
+    pathlib.Path("train.bin").write_bytes(whole)
+    resume("cut", {"threads": 1})
+    assert contents("cut", 6)[:2] == contents("whole", 6)[:2]

@@ -56,6 +56,11 @@ def test_a_prompt_is_shown_and_continued(capsys):
     assert "\nabc be, \n" in shown(Sampler(spelling_model("to be, or not"), 5, "abc", 1), 1, capsys)
 
 
+@pytest.mark.parametrize("prompt", ["a\r\nc", "\ufeffa\nc"])
+def test_a_prompt_with_crlf_or_a_byte_order_mark_is_the_same_prompt(capsys, prompt):
+    assert "\na\nc be, \n" in shown(Sampler(spelling_model("to be, or not"), 5, prompt, 1), 1, capsys)
+
+
 def test_a_sample_depends_on_the_seed_and_the_step_alone(capsys):
     sampler = Sampler(random_model(), 12, "", seed=1)
     first, second = shown(sampler, 1, capsys), shown(sampler, 2, capsys)
