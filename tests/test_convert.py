@@ -14,7 +14,7 @@ from gpt2.data import tokenizer
 from gpt2.errors import UserError, run_command
 from gpt2.formats import files, tensors
 from gpt2.formats.huggingface import load_folder
-from gpt2.formats.llmc import load_model, save_model
+from gpt2.formats.llmc import load_model, save_model, save_tokenizer
 from gpt2.formats.pretrained import load_weights
 from tests.support.foreign import require
 from tests.support.numeric import random_batch, randomise
@@ -226,7 +226,7 @@ def test_a_parameter_too_large_for_bfloat16_is_refused(model):
 
 def test_the_target_s_name_determines_the_format(model, tmp_path):
     (tmp_path / "folder.bin").mkdir()
-    refused(r"^folder.bin: a folder, but a name in .bin means a model file", "ours.bin", "folder.bin", force=True)
+    refused(r"^folder.bin: a folder, but a name in .bin means a file", "ours.bin", "folder.bin", force=True)
     (tmp_path / "model.safetensors").write_bytes(b"")
     refused(r"^model.safetensors: a file, but", "ours.bin", "model.safetensors", force=True)
 
@@ -243,6 +243,88 @@ def test_a_model_with_a_non_finite_parameter_is_refused(model, target):
     model.params["fcw"][1, 2, 3] = np.inf
     save_model("ours.bin", CONFIG, model.params_flat)
     refused("^ours.bin: tensor fcw contains a NaN or an infinity", "ours.bin", target)
+
+
+# Tokenizers.
+
+
+@pytest.fixture
+def small_vocabulary(gpt2_sized, monkeypatch):
+    """Makes GPT-2's vocabulary the 256 bytes, " t" and <|endoftext|>, and ours.bin a model with it."""
+    monkeypatch.setattr(tokenizer, "EOT", 257)
+    GPT2(GPT2Config(maxT=12, V=258, L=1, NH=1, C=4)).save("ours.bin")
+
+
+def read_tokenizer(path):
+    """Returns (header, tokens) as llm.c's tokenizer.h reads them."""
+    with open(path, "rb") as file:
+        header = np.frombuffer(file.read(1024), "<u4")
+        tokens = [file.read(file.read(1)[0]) for _ in range(header[2])]
+        assert not file.read()
+    return header, tokens
+
+
+def convert_tokenizer(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["convert", *arguments, "--tokenizer"])
+    convert.main()
+
+
+def test_the_tokenizer_file_is_llmcs(small_vocabulary, monkeypatch, capsys):
+    convert_tokenizer(monkeypatch, "ours.bin", "gpt2_tokenizer.bin")
+    assert "wrote gpt2_tokenizer.bin: llm.c tokenizer version 2, 258 tokens\n" in capsys.readouterr().out
+    header, tokens = read_tokenizer("gpt2_tokenizer.bin")
+    assert header[:5].tolist() == [20240328, 2, 258, 257, 0] and not header[5:].any()
+    assert tokens[256:] == [b" t", b"<|endoftext|>"]
+    assert sorted(tokens[:256]) == [bytes([byte]) for byte in range(256)]
+    for text in ("the other, then the end", "Zürich 東京\n"):
+        assert b"".join(tokens[token] for token in tokenizer.load_tokenizer().encode_ordinary(text)) == text.encode()
+
+
+def test_a_tokenizer_file_is_replaced_only_by_force(small_vocabulary, tmp_path, monkeypatch):
+    convert_tokenizer(monkeypatch, "ours.bin", "tokenizer.bin")
+    whole = (tmp_path / "tokenizer.bin").read_bytes()
+    (tmp_path / "tokenizer.bin").write_bytes(whole[:2000])
+    for arguments, message in (
+        (["ours.bin", "tokenizer.bin"], "^tokenizer.bin: already exists"),
+        (["ours.bin", "ours.bin", "--force"], "^ours.bin: not a tokenizer file, so --force does not replace it"),
+        (["ours.bin", "tokenizer"], "^tokenizer: a tokenizer file's name ends in .bin"),
+        (["ours.bin", "data", "--force"], "^data: a tokenizer file's name ends in .bin"),
+        (["ours.bin", "none/tokenizer.bin"], "^none: no such folder"),
+        (["none.bin", "new.bin"], "^none.bin: No such file"),
+    ):
+        before = entries()
+        with pytest.raises(UserError, match=message):
+            convert_tokenizer(monkeypatch, *arguments)
+        assert entries() == before
+    convert_tokenizer(monkeypatch, "ours.bin", "tokenizer.bin", "--force")
+    assert (tmp_path / "tokenizer.bin").read_bytes() == whole
+    refused("^tokenizer.bin: not a model file, so --force", "ours.bin", "tokenizer.bin", force=True)
+
+
+def test_only_gpt2s_vocabulary_becomes_a_tokenizer_file(small_vocabulary, tmp_path, monkeypatch):
+    GPT2(CONFIG).save("other.bin")
+    with pytest.raises(UserError, match=r"^other.bin: the model's vocabulary has 50 tokens, GPT-2's has 258"):
+        convert_tokenizer(monkeypatch, "other.bin", "tokenizer.bin")
+    convert.convert("ours.bin", "german")
+    (tmp_path / "german" / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^german: has its own merges.txt, only GPT-2's vocabulary"):
+        convert_tokenizer(monkeypatch, "german", "tokenizer.bin")
+    assert "tokenizer.bin" not in entries()
+
+
+@pytest.mark.parametrize("length", [0, 256])
+def test_a_token_too_long_for_a_tokenizer_file(tmp_path, length):
+    with pytest.raises(UserError, match=f"token 1 has {length} bytes, a tokenizer file takes 1 to 255"):
+        save_tokenizer(tmp_path / "tokenizer.bin", [b"a", b"b" * length], 0)
+    assert not list(tmp_path.iterdir())
+    save_tokenizer(tmp_path / "tokenizer.bin", [b"a", b"b" * 255], 0)
+    assert read_tokenizer(tmp_path / "tokenizer.bin")[1] == [b"a", b"b" * 255]
+
+
+def test_tokenizer_excludes_dtype(model, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        convert_tokenizer(monkeypatch, "ours.bin", "tokenizer.bin", "--dtype", "bfloat16")
+    assert "excludes --dtype" in capsys.readouterr().err
 
 
 def no_exchange(*paths):

@@ -124,7 +124,7 @@ def test_an_epoch_has_every_batch_once():
 
 def test_where_a_batch_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, shards = write(tmp_path, 26, 19)
+    write(tmp_path, 26, 19)
     loader = DataLoader("train_*.bin", 2, 3, V, shuffle_seed=LLMC)
     for _ in range(9):
         position = loader.position
