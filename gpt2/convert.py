@@ -1,6 +1,6 @@
-"""Converts models between Hugging Face folders and llm.c's model files.
+"""Converts models between Hugging Face folders and llm.c's model files, and vocabularies to llm.c's tokenizer files.
 
-Usage: python -m gpt2.convert SRC DST [--dtype float32|bfloat16] [--force]
+Usage: python -m gpt2.convert SRC DST [--dtype float32|bfloat16 | --tokenizer] [--force]
 """
 
 import argparse
@@ -13,7 +13,8 @@ from gpt2.data import tokenizer
 from gpt2.errors import UserError, run_command
 from gpt2.formats import huggingface, llmc
 from gpt2.formats.files import atomic_folder, interrupted_replacement, open_to_read
-from gpt2.formats.pretrained import RELEASED, load_weights
+from gpt2.formats.pretrained import RELEASED, load_config, load_weights
+from gpt2.formats.tensors import INDEX, WEIGHTS, WRITTEN_SHARD
 from gpt2.output import lossy_output
 
 
@@ -25,11 +26,11 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
     size. dtype: "float32" or "bfloat16". force: replace an existing model. data_dir: folder for GPT-2's weights and
     vocabulary, default files.data_dir(). Reports progress on stdout. Raises UserError.
     """
-    target = pathlib.Path(target)
-    if target.is_symlink():
-        target = pathlib.Path(os.path.realpath(target))
+    target = _resolved(target)
     to_file = target.suffix == ".bin"
-    _check_target(target, to_file, dtype, force)
+    if dtype not in llmc.WRITTEN_VERSIONS:
+        raise UserError(f"--dtype {dtype}: expected one of {', '.join(llmc.WRITTEN_VERSIONS)}")
+    _check_target(target, to_file, force)
     start = time.perf_counter()
     config, params = load_weights(source, data_dir)
     read = time.perf_counter()
@@ -50,10 +51,39 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
     print(f"wrote {target}: {kind}, {dtype}, {size / 1e6:,.1f} MB, {time.perf_counter() - read:.1f} s")
 
 
-def _check_target(target, to_file, dtype, force):
-    """Raises UserError for anything that would fail after the model has been read, which may take long."""
-    if dtype not in llmc.WRITTEN_VERSIONS:
-        raise UserError(f"--dtype {dtype}: expected one of {', '.join(llmc.WRITTEN_VERSIONS)}")
+@lossy_output(then_raise=True)
+def convert_tokenizer(source, target, force=False, data_dir=None):
+    """Writes the vocabulary of the model `source`, which must be GPT-2's, to a tokenizer file for llm.c, atomically.
+
+    target: ends in .bin. force: replace an existing tokenizer file. source, data_dir, errors: as for `convert`; the
+    weights are not read.
+    """
+    target = _resolved(target)
+    if target.suffix != ".bin":
+        raise UserError(f"{target}: a tokenizer file's name ends in .bin; llm.c expects gpt2_tokenizer.bin")
+    _check_target(target, True, force, llmc.TOKENIZER_MAGIC)
+    if not _has_gpt2_vocabulary(config := load_config(source)):
+        size = f"the model's vocabulary has {config.V} tokens, GPT-2's has {tokenizer.EOT + 1}"
+        raise UserError(f"{source}: {size}; only GPT-2's can be written")
+    if own := _own_vocabulary(source):
+        raise UserError(f"{source}: has its own {min(own)}, only GPT-2's vocabulary can be written: name gpt2")
+    encoding = tokenizer.load_tokenizer(data_dir)
+    tokens = [encoding.decode_single_token_bytes(token) for token in range(config.V)]
+    llmc.save_tokenizer(target, tokens, tokenizer.EOT)
+    print(f"wrote {target}: llm.c tokenizer version {llmc.TOKENIZER_VERSION}, {len(tokens):,} tokens")
+
+
+def _resolved(target):
+    """Returns the path of a target; of a link, where that leads."""
+    target = pathlib.Path(target)
+    return pathlib.Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+def _check_target(target, to_file, force, magic=llmc.MODEL_MAGIC):
+    """Raises UserError for anything that would fail after the model has been read, which may take long.
+
+    magic: of the kind of file that is written, and may be replaced.
+    """
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: no such folder; create it first")
     if old := interrupted_replacement(target):
@@ -61,23 +91,29 @@ def _check_target(target, to_file, dtype, force):
     if not target.exists():
         return
     if to_file and target.is_dir():
-        raise UserError(f"{target}: a folder, but a name in .bin means a model file; choose another name")
+        raise UserError(f"{target}: a folder, but a name in .bin means a file; choose another name")
     if not to_file and not target.is_dir():
         raise UserError(f"{target}: a file, but a name not in .bin means a Hugging Face folder; choose another name")
     if not force:
         raise UserError(f"{target}: already exists; choose another name, or replace it with --force")
     if to_file:
         with open_to_read(target) as file:
-            if file.read(4) not in (b"", llmc.MODEL_MAGIC.to_bytes(4, "little")):
-                raise UserError(f"{target}: not a model file, so --force does not replace it; choose another name")
+            if file.read(4) not in (b"", magic.to_bytes(4, "little")):
+                kind = "model" if magic == llmc.MODEL_MAGIC else "tokenizer"
+                raise UserError(f"{target}: not a {kind} file, so --force does not replace it; choose another name")
         return
     ours = {
         huggingface.CONFIG,
         huggingface.GENERATION_CONFIG,
-        huggingface.WEIGHTS,
+        WEIGHTS,
+        INDEX,
         *huggingface.TOKENIZER_FILES,
     }
-    foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in ours or not entry.is_file())
+    foreign = sorted(
+        entry.name
+        for entry in target.iterdir()
+        if not entry.is_file() or (entry.name not in ours and not WRITTEN_SHARD.fullmatch(entry.name))
+    )
     if foreign:
         raise UserError(
             f"{target}: contains {foreign[0]!r}, which is not part of a model, so --force does not replace it; "
@@ -89,14 +125,19 @@ def _has_gpt2_vocabulary(config):
     return config.V == tokenizer.EOT + 1
 
 
+def _own_vocabulary(source):
+    """Returns a dict of name -> path of a folder's own tokenizer files, empty if there is no vocabulary among them."""
+    own = {name: pathlib.Path(source, name) for name in huggingface.TOKENIZER_FILES}
+    own = {name: path for name, path in own.items() if path.is_file() and str(source) not in RELEASED}
+    return own if own.keys() & {huggingface.VOCABULARY, huggingface.TOKENIZER} else {}
+
+
 def _vocabulary(source, config, data_dir):
     """Returns a dict of name -> path of the tokenizer files: the source folder's own, or else GPT-2's.
 
-    A folder has its own if there is a vocabulary among them. Prints the reason if there are none.
+    Prints the reason if there are none.
     """
-    own = {name: pathlib.Path(source, name) for name in huggingface.TOKENIZER_FILES}
-    own = {name: path for name, path in own.items() if path.is_file() and str(source) not in RELEASED}
-    if own.keys() & {huggingface.VOCABULARY, huggingface.TOKENIZER}:
+    if own := _own_vocabulary(source):
         return own
     if not _has_gpt2_vocabulary(config):
         print(f"no tokenizer: the model's vocabulary has {config.V} tokens, GPT-2's has {tokenizer.EOT + 1}")
@@ -113,7 +154,8 @@ def main():
     """Converts the model named on the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt2.convert",
-        description="Convert a model between Hugging Face folders and llm.c's model files.",
+        description="Convert a model between Hugging Face folders and llm.c's model files, or its vocabulary to "
+        "llm.c's gpt2_tokenizer.bin.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -124,9 +166,20 @@ def main():
     )
     parser.add_argument("target", metavar="DST", help="FILE.bin, or the name of the folder to write")
     parser.add_argument("--dtype", default="float32", help="data type in DST: float32 or bfloat16")
+    parser.add_argument(
+        "--tokenizer",
+        action="store_true",
+        help="write the model's vocabulary, which must be GPT-2's, rather than the model: DST is a tokenizer file, "
+        "gpt2_tokenizer.bin for llm.c",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing DST")
     options = parser.parse_args()
-    convert(options.source, options.target, options.dtype, options.force)
+    if not options.tokenizer:
+        convert(options.source, options.target, options.dtype, options.force)
+    elif options.dtype == parser.get_default("dtype"):
+        convert_tokenizer(options.source, options.target, options.force)
+    else:
+        parser.error("--tokenizer writes no weights and excludes --dtype")
 
 
 if __name__ == "__main__":

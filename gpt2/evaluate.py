@@ -46,8 +46,9 @@ def parse_arguments(arguments=None):
         "--stride",
         type=int,
         metavar="S",
-        help="tokens by which windows advance; each prediction after a file's first window has more than T - S tokens "
-        "of context, at T / S times the cost (default: T)",
+        help="evaluate as Hugging Face's recipe for perplexity does: windows of T tokens advance by S, so after a "
+        "file's first window predictions have at least T - S tokens of context, at T / S times the cost (default: "
+        "adjacent windows as in training, of T tokens and the one that follows)",
     )
     add("--batch-size", "-b", type=int, metavar="B", help=f"windows per batch (default: about {BATCH_TOKENS} tokens)")
     add("--seq-len", "-t", type=int, metavar="T", help="tokens per window (default: the model's context length)")
@@ -106,8 +107,10 @@ def _evaluate_data(model, options):
     config = model.config
     T = options.seq_len or config.maxT
     _check_length(T, config)
-    stride = T if options.stride is None else options.stride
-    if stride > T:
+    stride = options.stride
+    if stride is not None and T < 2:
+        raise UserError(f"--seq-len {T}: --stride takes windows of at least 2 tokens")
+    if stride is not None and stride > T:
         raise UserError(f"--stride {stride}: expected 1 to {T}, the window length")
     shards = DataLoader(options.data, 1, 1, config.V).shards
     try:
@@ -128,7 +131,8 @@ def _check_length(T, config):
 
 
 def _print_split(result):
-    print("{tokens:,} tokens predicted, windows of {T}, stride {stride}".format(**result))
+    stride = "" if result["stride"] is None else f", stride {result['stride']}"
+    print("{tokens:,} tokens predicted, windows of {T}".format(**result) + stride)
     print(f"loss {result['loss']:.6f}{_plus_minus(result['standard_error'])} nats per token")
     if result["perplexity"] is not None:
         print(f"perplexity {result['perplexity']:.4f}")

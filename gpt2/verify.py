@@ -1,14 +1,18 @@
-"""Compares a model's logits, loss and gradients with a reference state written by another implementation.
+"""Compares a model's logits, loss and gradients with a reference state of another implementation, or writes one.
 
-Usage: python -m gpt2.verify MODEL.bin STATE.bin
+Usage: python -m gpt2.verify MODEL.bin STATE.bin [--write TOKENS.bin [-b B] [-t T]]
 """
 
 import argparse
+import math
+import pathlib
 
 import numpy as np
 
-from gpt2.errors import run_command
-from gpt2.formats.llmc import State, read_state
+from gpt2.data.dataloader import DataLoader
+from gpt2.errors import UserError, run_command
+from gpt2.formats.llmc import State, read_state, write_state
+from gpt2.inference.evaluation import LLMC_B, LLMC_T
 from gpt2.model import GPT2
 
 LOGITS_LIMIT = 1e-3  # largest absolute difference
@@ -45,18 +49,48 @@ def _relative_difference(ours, reference):
     return difference / size
 
 
+def write_reference(path, model, tokens, B, T):
+    """Writes the State of a model on the first batch of B x T tokens of a token file, atomically.
+
+    Raises UserError if `path` exists, for an invalid token file or batch, and if the loss is not finite.
+    """
+    if pathlib.Path(path).exists():
+        raise UserError(f"{path}: already exists; choose another name, or delete it")
+    if model.config.maxT < T:
+        raise UserError(f"--seq-len {T}: the model's context length is {model.config.maxT}")
+    state = run_model(model, *DataLoader(tokens, B, T, model.config.V).next_batch())
+    if not math.isfinite(state.loss):
+        raise UserError("the loss is not finite: the weights are corrupt, or training diverged")
+    write_state(path, model.config, state)
+    print(f"wrote {path}: a batch of {B} x {T}, loss {state.loss:.6f}")
+
+
 def main():
-    """Prints the table. Returns the exit status: 1 if any difference exceeds its limit."""
+    """Prints the table, or writes a state. Returns the exit status: 1 if any difference exceeds its limit."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt2.verify",
         description="Compare a model's logits, loss and gradients with another implementation's reference state. "
-        "Gradients are compared by the relative norm of the difference, logits by the largest absolute difference.",
+        "Gradients are compared by the relative norm of the difference, logits by the largest absolute difference. "
+        "With --write, write such a state for another implementation to compare itself with.",
     )
     parser.add_argument("model", metavar="MODEL.bin", help="model file, version 1, 3 or 5")
     parser.add_argument("state", metavar="STATE.bin", help="reference state: inputs, targets, logits, loss, gradients")
+    parser.add_argument(
+        "--write",
+        metavar="TOKENS.bin",
+        help="write STATE.bin instead: the model's results on the first batch of this token file",
+    )
+    parser.add_argument("--batch-size", "-b", type=int, metavar="B", help=f"of --write (default: {LLMC_B}, llm.c's)")
+    parser.add_argument("--seq-len", "-t", type=int, metavar="T", help=f"of --write (default: {LLMC_T}, llm.c's)")
     arguments = parser.parse_args()
+    B, T = arguments.batch_size, arguments.seq_len
+    if arguments.write is None and (B, T) != (None, None):
+        parser.error("--batch-size and --seq-len go with --write")
 
     model = GPT2.load(arguments.model)
+    if arguments.write is not None:
+        B, T = LLMC_B if B is None else B, LLMC_T if T is None else T
+        return write_reference(arguments.state, model, arguments.write, B, T)
     reference = read_state(arguments.state, model.config)
     rows = compare(run_model(model, reference.inputs, reference.targets), reference)
     print(f"{'':<10} {'difference':>10} {'limit':>8}")

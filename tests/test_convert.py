@@ -12,9 +12,9 @@ from gpt2 import GPT2, convert
 from gpt2.config import GPT2Config
 from gpt2.data import tokenizer
 from gpt2.errors import UserError, run_command
-from gpt2.formats import files
+from gpt2.formats import files, tensors
 from gpt2.formats.huggingface import load_folder
-from gpt2.formats.llmc import load_model, save_model
+from gpt2.formats.llmc import load_model, save_model, save_tokenizer
 from gpt2.formats.pretrained import load_weights
 from tests.support.foreign import require
 from tests.support.numeric import random_batch, randomise
@@ -91,6 +91,20 @@ def test_it_reports_what_it_read_and_wrote(model, capsys):
     assert lines[2].startswith("wrote folder: Hugging Face folder, float32, 0.0 MB, ")
     assert lines[4].startswith("wrote back.bin: llm.c version 5, bfloat16, 0.0 MB, ")
     assert set(os.listdir("folder")) == WITHOUT_TOKENIZER
+
+
+def test_shards_there_and_back_and_replaced_by_force(model, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "SHARD_BYTES", 2000)
+        convert.convert("ours.bin", "folder")
+        assert len(list((tmp_path / "folder").glob("model-*-of-*.safetensors"))) > 2
+        convert.convert("folder", "folder", force=True)
+    convert.convert("folder", "back.bin")
+    assert (tmp_path / "back.bin").read_bytes() == (tmp_path / "ours.bin").read_bytes()
+    convert.convert("back.bin", "folder", force=True)
+    assert set(os.listdir("folder")) == WITHOUT_TOKENIZER
+    (tmp_path / "folder" / "adapter_model.safetensors").write_bytes(b"")
+    refused("^folder: contains 'adapter_model.safetensors'", "ours.bin", "folder", force=True)
 
 
 def test_an_unavailable_vocabulary_is_left_out(model, monkeypatch, capsys):
@@ -212,7 +226,7 @@ def test_a_parameter_too_large_for_bfloat16_is_refused(model):
 
 def test_the_target_s_name_determines_the_format(model, tmp_path):
     (tmp_path / "folder.bin").mkdir()
-    refused(r"^folder.bin: a folder, but a name in .bin means a model file", "ours.bin", "folder.bin", force=True)
+    refused(r"^folder.bin: a folder, but a name in .bin means a file", "ours.bin", "folder.bin", force=True)
     (tmp_path / "model.safetensors").write_bytes(b"")
     refused(r"^model.safetensors: a file, but", "ours.bin", "model.safetensors", force=True)
 
@@ -229,6 +243,88 @@ def test_a_model_with_a_non_finite_parameter_is_refused(model, target):
     model.params["fcw"][1, 2, 3] = np.inf
     save_model("ours.bin", CONFIG, model.params_flat)
     refused("^ours.bin: tensor fcw contains a NaN or an infinity", "ours.bin", target)
+
+
+# Tokenizers.
+
+
+@pytest.fixture
+def small_vocabulary(gpt2_sized, monkeypatch):
+    """Makes GPT-2's vocabulary the 256 bytes, " t" and <|endoftext|>, and ours.bin a model with it."""
+    monkeypatch.setattr(tokenizer, "EOT", 257)
+    GPT2(GPT2Config(maxT=12, V=258, L=1, NH=1, C=4)).save("ours.bin")
+
+
+def read_tokenizer(path):
+    """Returns (header, tokens) as llm.c's tokenizer.h reads them."""
+    with open(path, "rb") as file:
+        header = np.frombuffer(file.read(1024), "<u4")
+        tokens = [file.read(file.read(1)[0]) for _ in range(header[2])]
+        assert not file.read()
+    return header, tokens
+
+
+def convert_tokenizer(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["convert", *arguments, "--tokenizer"])
+    convert.main()
+
+
+def test_the_tokenizer_file_is_llmcs(small_vocabulary, monkeypatch, capsys):
+    convert_tokenizer(monkeypatch, "ours.bin", "gpt2_tokenizer.bin")
+    assert "wrote gpt2_tokenizer.bin: llm.c tokenizer version 2, 258 tokens\n" in capsys.readouterr().out
+    header, tokens = read_tokenizer("gpt2_tokenizer.bin")
+    assert header[:5].tolist() == [20240328, 2, 258, 257, 0] and not header[5:].any()
+    assert tokens[256:] == [b" t", b"<|endoftext|>"]
+    assert sorted(tokens[:256]) == [bytes([byte]) for byte in range(256)]
+    for text in ("the other, then the end", "Zürich 東京\n"):
+        assert b"".join(tokens[token] for token in tokenizer.load_tokenizer().encode_ordinary(text)) == text.encode()
+
+
+def test_a_tokenizer_file_is_replaced_only_by_force(small_vocabulary, tmp_path, monkeypatch):
+    convert_tokenizer(monkeypatch, "ours.bin", "tokenizer.bin")
+    whole = (tmp_path / "tokenizer.bin").read_bytes()
+    (tmp_path / "tokenizer.bin").write_bytes(whole[:2000])
+    for arguments, message in (
+        (["ours.bin", "tokenizer.bin"], "^tokenizer.bin: already exists"),
+        (["ours.bin", "ours.bin", "--force"], "^ours.bin: not a tokenizer file, so --force does not replace it"),
+        (["ours.bin", "tokenizer"], "^tokenizer: a tokenizer file's name ends in .bin"),
+        (["ours.bin", "data", "--force"], "^data: a tokenizer file's name ends in .bin"),
+        (["ours.bin", "none/tokenizer.bin"], "^none: no such folder"),
+        (["none.bin", "new.bin"], "^none.bin: No such file"),
+    ):
+        before = entries()
+        with pytest.raises(UserError, match=message):
+            convert_tokenizer(monkeypatch, *arguments)
+        assert entries() == before
+    convert_tokenizer(monkeypatch, "ours.bin", "tokenizer.bin", "--force")
+    assert (tmp_path / "tokenizer.bin").read_bytes() == whole
+    refused("^tokenizer.bin: not a model file, so --force", "ours.bin", "tokenizer.bin", force=True)
+
+
+def test_only_gpt2s_vocabulary_becomes_a_tokenizer_file(small_vocabulary, tmp_path, monkeypatch):
+    GPT2(CONFIG).save("other.bin")
+    with pytest.raises(UserError, match=r"^other.bin: the model's vocabulary has 50 tokens, GPT-2's has 258"):
+        convert_tokenizer(monkeypatch, "other.bin", "tokenizer.bin")
+    convert.convert("ours.bin", "german")
+    (tmp_path / "german" / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^german: has its own merges.txt, only GPT-2's vocabulary"):
+        convert_tokenizer(monkeypatch, "german", "tokenizer.bin")
+    assert "tokenizer.bin" not in entries()
+
+
+@pytest.mark.parametrize("length", [0, 256])
+def test_a_token_too_long_for_a_tokenizer_file(tmp_path, length):
+    with pytest.raises(UserError, match=f"token 1 has {length} bytes, a tokenizer file takes 1 to 255"):
+        save_tokenizer(tmp_path / "tokenizer.bin", [b"a", b"b" * length], 0)
+    assert not list(tmp_path.iterdir())
+    save_tokenizer(tmp_path / "tokenizer.bin", [b"a", b"b" * 255], 0)
+    assert read_tokenizer(tmp_path / "tokenizer.bin")[1] == [b"a", b"b" * 255]
+
+
+def test_tokenizer_excludes_dtype(model, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        convert_tokenizer(monkeypatch, "ours.bin", "tokenizer.bin", "--dtype", "bfloat16")
+    assert "excludes --dtype" in capsys.readouterr().err
 
 
 def no_exchange(*paths):
@@ -272,7 +368,7 @@ def test_a_disk_that_fills_up_during_the_write(model, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gpt2.formats.huggingface.write_floats", refuse)
+    monkeypatch.setattr("gpt2.formats.tensors.write_floats", refuse)
     refused("^folder: the disk is full", "ours.bin", "folder")
 
 
@@ -308,10 +404,14 @@ def test_the_command(model, monkeypatch):
 
 
 @pytest.mark.crosscheck
-def test_transformers_reads_the_folder(model):
+@pytest.mark.parametrize("limit", [None, 2000])
+def test_transformers_reads_the_folder(model, monkeypatch, limit):
     torch = require("torch")
     transformers = require("transformers")
+    if limit:
+        monkeypatch.setattr(tensors, "SHARD_BYTES", limit)
     convert.convert("ours.bin", "folder")
+    assert os.path.exists("folder/model.safetensors.index.json") == bool(limit)
     theirs, report = transformers.GPT2LMHeadModel.from_pretrained("folder", output_loading_info=True)
     assert not any(report.values()), report
     tokens, _ = random_batch(CONFIG, 3, 12, np.random.default_rng(1))
@@ -321,12 +421,28 @@ def test_transformers_reads_the_folder(model):
 
 
 @pytest.mark.crosscheck
-def test_our_reader_reads_a_folder_of_transformers(model):
+@pytest.mark.parametrize("limit", ["50GB", "2KB"])
+def test_our_reader_reads_a_folder_of_transformers(model, limit):
     require("torch")
     transformers = require("transformers")
     convert.convert("ours.bin", "folder")
-    transformers.GPT2LMHeadModel.from_pretrained("folder").save_pretrained("theirs")
+    transformers.GPT2LMHeadModel.from_pretrained("folder").save_pretrained("theirs", max_shard_size=limit)
+    assert os.path.exists("theirs/model.safetensors.index.json") == (limit == "2KB")
     assert np.array_equal(load_folder("theirs")[1], model.params_flat)
+
+
+@pytest.mark.crosscheck
+def test_gelu_fast_is_the_same_function_in_transformers(model):
+    torch = require("torch")
+    transformers = require("transformers")
+    convert.convert("ours.bin", "folder")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained("folder", activation_function="gelu_fast")
+    theirs.save_pretrained("theirs")
+    assert np.array_equal(load_folder("theirs")[1], model.params_flat)
+    tokens, _ = random_batch(CONFIG, 3, 12, np.random.default_rng(1))
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
+    assert np.max(np.abs(logits - model.logits(tokens))) < 1e-4
 
 
 @pytest.mark.crosscheck

@@ -36,6 +36,7 @@ from gpt2.training import loop
 from gpt2.training.signals import StopSignals
 from tests import reference
 from tests.support.examples import random_examples, write_examples
+from tests.support.foreign import foreign_model, require
 from tests.support.numeric import assert_close, randomise
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -56,16 +57,46 @@ def reference_losses(model, tokens):
     return reference.cross_entropy(logits, tokens[None, 1:])[0]
 
 
-def brute_force(model, tokens, T, stride):
+def brute_force(model, tokens, T):
     """The loss of each token but the first, each from its own pass over its intended context, float64 (n - 1,)."""
     N = tokens.size - 1
     T = min(T, N)
     losses = []
     for target in range(1, N + 1):
-        windows = max(0, math.ceil((target - T) / stride))  # before the first one that reaches this target
-        end = min(T + windows * stride, N)
+        end = min(T * math.ceil(target / T), N)
         losses.append(reference_losses(model, tokens[end - T : target + 1])[-1])
     return np.array(losses)
+
+
+def recipe(mean_loss, tokens, max_length, stride):
+    """The loop of Hugging Face's "Perplexity of fixed-length models", on one text of tokens, integers (n,).
+
+    mean_loss(input_ids, target_ids): the model's loss, which shifts the labels and averages those that are not -100.
+    Returns for each window (that loss, the number of labels it averages, and what the recipe takes for that number: one
+    less if the label that the shift drops was -100 already).
+    """
+    seq_len, prev_end_loc, found = tokens.size, 0, []
+    for begin_loc in range(0, seq_len, stride):
+        end_loc = min(begin_loc + max_length, seq_len)
+        trg_len = end_loc - prev_end_loc
+        input_ids = tokens[begin_loc:end_loc]
+        target_ids = input_ids.copy()
+        target_ids[:-trg_len] = -100
+        num_labels = int((target_ids[1:] != -100).sum())
+        if num_labels:  # it would be NaN
+            num_loss_tokens = int((target_ids != -100).sum()) - 1
+            found.append((float(mean_loss(input_ids, target_ids)), num_labels, num_loss_tokens))
+        prev_end_loc = end_loc
+        if end_loc == seq_len:
+            break
+    return np.array(found)
+
+
+def reference_mean_loss(model):
+    def mean_loss(input_ids, target_ids):
+        return reference_losses(model, input_ids)[target_ids[1:] != -100].mean()
+
+    return mean_loss
 
 
 def random_tokens(count, seed=0):
@@ -73,33 +104,68 @@ def random_tokens(count, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("n", "T", "stride", "B"),
+    ("n", "T", "B"),
     [
-        (65, 16, 16, 1),  # adjacent windows, nothing left over
-        (70, 16, 16, 3),  # the last window is moved back
-        (66, 16, 16, 2),  # moved back to count a single token
-        (60, 16, 5, 4),
-        (41, 16, 1, 7),  # as much context as possible
-        (40, 7, 3, 2),
-        (12, 1, 1, 5),
-        (17, 16, 4, 2),  # a single window
-        (9, 16, 4, 2),  # a text shorter than a window
-        (2, 16, 16, 1),
+        (65, 16, 1),  # adjacent windows, nothing left over
+        (70, 16, 3),  # the last window is moved back
+        (66, 16, 2),  # moved back to count a single token
+        (12, 1, 5),
+        (17, 16, 2),  # a single window
+        (9, 16, 2),  # a text shorter than a window
+        (2, 16, 1),
     ],
 )
-def test_every_token_counts_once_with_its_intended_context(n, T, stride, B):
+def test_every_token_counts_once_with_its_intended_context(n, T, B):
     model, tokens = random_model(), random_tokens(n)
-    losses = split_losses(model, [tokens], B, T, stride)
-    assert losses.shape == (n - 1,)
-    assert_close(losses, brute_force(model, tokens, T, stride), 2e-5)
+    losses, targets = split_losses(model, [tokens], B, T)
+    assert np.array_equal(targets, tokens[1:])
+    assert_close(losses, brute_force(model, tokens, T), 2e-5)
+
+
+RECIPES = [
+    (64, 16, 16, 1),  # adjacent windows, nothing left over
+    (70, 16, 16, 3),
+    (65, 16, 16, 2),  # a last window of one token, which predicts nothing
+    (60, 16, 5, 4),
+    (58, 16, 8, 3),
+    (41, 16, 1, 7),  # as much context as possible
+    (40, 7, 3, 2),
+    (12, 2, 1, 5),
+    (12, 2, 2, 5),
+    (17, 16, 4, 2),  # a last window that counts one token
+    (16, 16, 4, 2),  # a single window
+    (9, 16, 4, 2),  # a text shorter than a window
+    (2, 16, 16, 1),
+]
+
+
+@pytest.mark.parametrize(("n", "T", "stride", "B"), RECIPES)
+def test_stride_gives_hugging_faces_number(n, T, stride, B):
+    model, tokens = random_model(), random_tokens(n)
+    losses, labels, counts = recipe(reference_mean_loss(model), tokens, T, stride).T
+    result = evaluate_split(model, [tokens], B, T, stride, np.ones(CONFIG.V, int))
+    assert result["tokens"] == result["bytes"] == labels.sum()
+    assert result["loss"] == pytest.approx(np.average(losses, weights=labels), rel=1e-5)
+    if stride == T or n <= T:
+        assert np.array_equal(counts, labels)  # so that this is the recipe's number itself
+    else:
+        assert np.array_equal(counts[1:], labels[1:] - 1)  # it weights windows that overlap by one label too few
+
+
+def test_windows_of_a_stride_predict_each_token_once_but_the_first_of_adjacent_ones():
+    model, tokens = random_model(), random_tokens(50)
+    for stride in (1, 4, 15):
+        assert np.array_equal(split_losses(model, [tokens], 3, 16, stride)[1], tokens[1:])
+    expected = np.delete(tokens, [0, 16, 32, 48])
+    assert np.array_equal(split_losses(model, [tokens], 3, 16, 16)[1], expected)
 
 
 def test_context_matters_to_this_model():
-    # The test above relies on it.
+    # The tests above rely on it.
     model, tokens = random_model(), random_tokens(60)
-    near, far = (brute_force(model, tokens, 16, stride) for stride in (16, 1))
+    near, far = split_losses(model, [tokens], 4, 15)[0], split_losses(model, [tokens], 4, 16, 1)[0]
     assert np.abs(near - far)[16:].max() > 0.1
-    assert np.array_equal(near[:16], far[:16])
+    assert_close(near[:15], far[:15], 1e-5)
 
 
 def test_stride_sets_the_minimum_context(monkeypatch):
@@ -108,24 +174,41 @@ def test_stride_sets_the_minimum_context(monkeypatch):
         return np.broadcast_to(np.arange(1, tokens.shape[1] + 1), tokens.shape)
 
     monkeypatch.setattr(evaluation, "token_losses", positions)
-    for n, T, stride in ((100, 16, 16), (100, 16, 5), (97, 8, 1)):
-        context = split_losses(None, [np.arange(n)], 3, T, stride)
-        assert context[:T].tolist() == list(range(1, T + 1))
-        assert context[T:].min() >= T - stride + 1 and context.max() == T
+    for n, T, stride in ((100, 16, 15), (100, 16, 5), (97, 8, 1)):
+        context, _ = split_losses(None, [np.arange(n)], 3, T, stride)
+        assert context[: T - 1].tolist() == list(range(1, T))
+        assert context[T - 1 :].min() == T - stride and context.max() == T - 1
 
 
 def test_files_are_independent_texts():
     model, parts = random_model(), [random_tokens(n, seed=n) for n in (30, 2, 45)]
     sizes = np.random.default_rng(1).integers(1, 9, CONFIG.V)
-    result = evaluate_split(model, parts, 2, 16, 8, sizes)
-    losses = np.concatenate([brute_force(model, tokens, 16, 8) for tokens in parts])
-    size = sum(sizes[token] for tokens in parts for token in tokens[1:])
-    assert (result["tokens"], result["bytes"]) == (74, size)
-    assert result["loss"] == pytest.approx(losses.mean(), rel=1e-5)
-    assert result["perplexity"] == pytest.approx(np.exp(losses.mean()), rel=1e-4)
-    deviation = math.sqrt(sum((loss - losses.mean()) ** 2 for loss in losses) / 73)
-    assert result["standard_error"] == pytest.approx(deviation / math.sqrt(74), rel=1e-4)
-    assert result["bits_per_byte"] == pytest.approx(np.log2(np.exp(losses)).sum() / size, rel=1e-5)
+    for stride in (None, 8):
+        result = evaluate_split(model, parts, 2, 16, stride, sizes)
+        losses = np.concatenate([split_losses(model, [tokens], 2, 16, stride)[0] for tokens in parts]).astype(float)
+        size = sum(sizes[token] for tokens in parts for token in tokens[1:])
+        assert (result["tokens"], result["bytes"]) == (74, size)
+        assert result["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+        assert result["perplexity"] == pytest.approx(np.exp(losses.mean()), rel=1e-4)
+        deviation = math.sqrt(sum((loss - losses.mean()) ** 2 for loss in losses) / 73)
+        assert result["standard_error"] == pytest.approx(deviation / math.sqrt(74), rel=1e-4)
+        assert result["bits_per_byte"] == pytest.approx(np.log2(np.exp(losses)).sum() / size, rel=1e-5)
+
+
+@pytest.mark.crosscheck
+@pytest.mark.parametrize(("n", "T", "stride", "B"), RECIPES)
+def test_stride_gives_the_number_of_transformers(n, T, stride, B):
+    torch = require("torch")
+    model, tokens = random_model(), random_tokens(n)
+    theirs = foreign_model(model, "float32")
+
+    def mean_loss(input_ids, target_ids):
+        with torch.no_grad():
+            return theirs(torch.tensor(input_ids[None]), labels=torch.tensor(target_ids[None])).loss
+
+    losses, labels, _ = recipe(mean_loss, tokens, T, stride).T
+    loss = evaluate_split(model, [tokens], B, T, stride)["loss"]
+    assert loss == pytest.approx(np.average(losses, weights=labels), rel=1e-5)
 
 
 def test_undefined_metrics_are_none():
@@ -145,7 +228,7 @@ def test_result_does_not_depend_on_threads_or_earlier_batches():
     try:
         for threads in (1, 3, 2):
             set_threads(threads)
-            results.append(split_losses(model, [tokens], 2, 16, 5).tobytes())
+            results.append(split_losses(model, [tokens], 2, 16, 5)[0].tobytes())
             model.forward(np.full((3, 16), 7))
     finally:
         set_threads(available_threads())
@@ -313,13 +396,13 @@ def test_json_on_stdout_is_alone_there(folder, capsys):
     run("--data b.bin --json -")
     captured = capsys.readouterr()
     results = json.loads(captured.out)
-    assert (results["data"]["T"], results["data"]["stride"], results["data"]["tokens"]) == (16, 16, 69)
+    assert (results["data"]["T"], results["data"]["stride"], results["data"]["tokens"]) == (16, None, 69)
     assert "perplexity" in captured.err
 
 
 def test_batch_size_affects_only_rounding(folder, capsys):
     losses = []
-    for arguments in ("--data a.bin --json -", "--data a.bin -b 1 -t 16 --stride 16 --json -"):
+    for arguments in ("--data a.bin --json -", "--data a.bin -b 1 -t 16 --json -"):
         run(arguments)
         losses.append(json.loads(capsys.readouterr().out)["data"]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
@@ -343,6 +426,7 @@ BAD = {
     "token above V": ("--data foreign.bin", "foreign.bin: token 50 at position 2 is not in 0 .. 49"),
     "stride 0": ("--data a.bin --stride 0", "--stride 0: expected 1 or more"),
     "negative stride": ("--data a.bin --stride -3", "--stride -3: expected 1 or more"),
+    "stride of one token": ("--data a.bin -t 1 --stride 1", "--seq-len 1: --stride takes windows of at least 2 tokens"),
     "stride beyond T": ("--data a.bin -t 8 --stride 9", "--stride 9: expected 1 to 8"),
     "T beyond maxT": ("--data a.bin -t 17", "--seq-len 17: the model's context length is 16"),
     "llm.c's T beyond maxT": ("--data a.bin --compat llmc", "--seq-len 64: the model's context length is 16"),

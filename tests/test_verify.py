@@ -1,11 +1,15 @@
 """The comparison with a reference state: differences, limits, and the command's table and exit status."""
 
+import pathlib
 import sys
 
 import numpy as np
 import pytest
 
 from gpt2 import verify
+from gpt2.config import GPT2Config
+from gpt2.errors import UserError, run_command
+from gpt2.formats.llmc import read_state, write_tokens
 from gpt2.layout import parameter_layout
 from gpt2.model import GPT2
 from tests.support.states import CONFIG, random_state, written
@@ -136,3 +140,84 @@ def test_a_real_model_agrees_with_itself_and_not_with_another(tmp_path, monkeypa
     status, table = run(monkeypatch, capsys, tmp_path / "model1.bin", tmp_path / "state0.bin")
     assert status == 1
     assert table["dqkvw"].endswith("FAIL")
+
+
+# --write
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with a model, tiny.bin, and tokens, tokens.bin; returns the model."""
+    monkeypatch.chdir(tmp_path)
+    model = GPT2(GPT2Config(maxT=16, V=50, L=2, NH=2, C=12), seed=3)
+    model.save("tiny.bin")
+    write_tokens("tokens.bin", np.random.default_rng(0).integers(0, 50, 100))
+    return model
+
+
+def command(monkeypatch, line):
+    monkeypatch.setattr(sys, "argv", ["verify", *line.split()])
+    return verify.main()
+
+
+def test_what_is_written_is_accepted_and_a_change_is_not(folder, monkeypatch, capsys):
+    assert not command(monkeypatch, "tiny.bin state.bin --write tokens.bin -b 3 -t 10")
+    state = read_state("state.bin", folder.config)
+    tokens = np.random.default_rng(0).integers(0, 50, 100)
+    assert np.array_equal(state.inputs, tokens[:30].reshape(3, 10))
+    assert np.array_equal(state.targets, tokens[1:31].reshape(3, 10))
+    assert f"wrote state.bin: a batch of 3 x 10, loss {state.loss:.6f}\n" in capsys.readouterr().out
+    assert command(monkeypatch, "tiny.bin state.bin") == 0
+    assert "all 18 within their limits" in capsys.readouterr().out
+    path = pathlib.Path("state.bin")
+    whole = path.read_bytes()
+    inputs = 1024
+    logits = inputs + 2 * 4 * 30
+    loss = logits + 4 * 30 * 50
+    for place, failing in ((inputs, "dwte"), (logits, "logits"), (loss, "loss"), (loss + 4, "dwte"), (-4, "dlnfb")):
+        number = np.frombuffer(whole, "<f4" if place != inputs else "<i4", 1, place % len(whole))
+        changed = (number + 1).tobytes()
+        at = place % len(whole)
+        path.write_bytes(whole[:at] + changed + whole[at + 4 :])
+        assert command(monkeypatch, "tiny.bin state.bin") == 1
+        assert f"\n{failing} " in (printed := capsys.readouterr().out)
+        assert next(line for line in printed.splitlines() if line.startswith(failing)).endswith("FAIL")
+
+
+def test_the_batch_is_llmcs_by_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = GPT2Config(maxT=64, V=50, L=1, NH=1, C=4)
+    GPT2(config).save("tiny.bin")
+    write_tokens("tokens.bin", np.arange(300) % 50)
+    command(monkeypatch, "tiny.bin state.bin --write tokens.bin")
+    assert read_state("state.bin", config).inputs.shape == (4, 64)
+
+
+BAD = {
+    "state there": ("tiny.bin tokens.bin --write tokens.bin -t 8", "tokens.bin: already exists"),
+    "no tokens": ("tiny.bin state.bin --write none.bin -t 8", "none.bin: no such token file"),
+    "too few tokens": ("tiny.bin state.bin --write tokens.bin -t 16 -b 9", "tokens.bin: 100 tokens, .* at least 145"),
+    "not tokens": ("tiny.bin state.bin --write tiny.bin -t 8", "tiny.bin: "),
+    "T beyond maxT": ("tiny.bin state.bin --write tokens.bin", "--seq-len 64: the model's context length is 16"),
+    "T 0": ("tiny.bin state.bin --write tokens.bin -t 0", "batch of 4 x 0 tokens"),
+    "B 0": ("tiny.bin state.bin --write tokens.bin -t 8 -b 0", "batch of 0 x 8 tokens"),
+    "no folder": ("tiny.bin none/state.bin --write tokens.bin -t 8", "none/state.bin: No such file or directory"),
+    "no model": ("none.bin state.bin --write tokens.bin", "none.bin: No such file or directory"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_nothing_is_written(folder, monkeypatch, line, message):
+    before = {path.name: path.read_bytes() for path in pathlib.Path().iterdir()}
+    monkeypatch.setattr(sys, "argv", ["verify", *line.split()])
+    with pytest.raises(UserError, match=f"^{message}") as caught:
+        verify.main()
+    assert "\n" not in str(caught.value)
+    assert {path.name: path.read_bytes() for path in pathlib.Path().iterdir()} == before
+
+
+def test_a_batch_without_write_is_a_usage_error(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["verify", "tiny.bin", "state.bin", "-b", "3"])
+    with pytest.raises(SystemExit) as caught:
+        run_command(verify.main)
+    assert caught.value.code == 2 and "go with --write" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from gpt2.data.llmc_order import LlmcOrder
 from gpt2.errors import UserError, safe_repr
 from gpt2.formats.files import open_to_read
 from gpt2.formats.llmc import TokenFile, open_tokens
@@ -14,6 +15,7 @@ from gpt2.formats.llmc import TokenFile, open_tokens
 CHUNK = 2**18  # tokens checked and hashed at a time: they fit in cache
 READ_BYTES = 2**26  # files are read into memory up to this total, and others row by row
 ROWS_SHOWN = FILES_SHOWN = 4
+LLMC = "llmc"
 
 
 class DataLoader:
@@ -21,11 +23,12 @@ class DataLoader:
 
     A file of N tokens yields (N-1) // (B*T) batches of B rows; row r is the T+1 tokens starting at r*T. In sequence, an
     epoch takes the files sorted by name and each from its start. Shuffled, it takes the rows of all files in an order
-    that depends only on the seed and the epoch.
+    that depends only on the seed and the epoch. In llm.c's order, an epoch takes the files shuffled, and from each its
+    batches shuffled: see llmc_order.
 
     patterns: a path or glob, or a list of them. V: vocabulary size, the limit of token ids. shuffle_seed: None for no
-    shuffling, or an integer >= 0. Raises UserError for a missing or malformed file, a token id at or above V, and a
-    file with fewer than B*T+1 tokens.
+    shuffling, an integer >= 0, or LLMC for llm.c's order. Raises UserError for a missing or malformed file, a token id
+    at or above V, and a file with fewer than B*T+1 tokens.
 
     The first files, up to 64 MiB in total, are read into memory, so later changes to them do no harm. The others are
     read as batches need them. They may be replaced by a rename, deleted or appended to; if one is truncated,
@@ -39,7 +42,7 @@ class DataLoader:
     def __init__(self, patterns, B, T, V, shuffle_seed=None):
         if B < 1 or T < 1:
             raise UserError(f"batch of {B} x {T} tokens: expected at least 1 x 1")
-        self.B, self.T, self._seed = B, T, shuffle_seed
+        self.B, self.T = B, T
         self.shards, self.fingerprint = [], []
         room = READ_BYTES
         for path in _expand(patterns):
@@ -55,9 +58,11 @@ class DataLoader:
         self._first_rows = np.cumsum([0, *rows])  # of each shard, among all rows; then the total
         self.num_tokens = sum(tokens.size for tokens in self.shards)
         self.num_batches = sum(rows) // B
+        self._seed = None if shuffle_seed == LLMC else shuffle_seed
+        self._batch_order = LlmcOrder([count // B for count in rows]) if shuffle_seed == LLMC else None
         if shuffle_seed is not None and sum(rows) > 2**32:
             raise UserError(f"{sum(rows):,} sequences are too many to shuffle, at most {2**32:,}; choose a larger T")
-        self._order = None, None  # the epoch last shuffled, and its row order
+        self._order = None, None  # the epoch last shuffled, and the order of its rows, or of its batches
         self.reset()
 
     def next_batch(self):
@@ -150,6 +155,8 @@ class DataLoader:
 
     def _rows(self, epoch, batch):
         """Yields (shard, index of its first token) for each row of a batch."""
+        if self._batch_order is not None:
+            batch = int(self._shuffled(epoch)[batch])
         first, end = batch * self.B, (batch + 1) * self.B
         rows = np.arange(first, end) if self._seed is None else self._shuffled(epoch)[first:end]
         shards = np.searchsorted(self._first_rows, rows, side="right") - 1
@@ -157,12 +164,15 @@ class DataLoader:
         return zip(shards.tolist(), starts.tolist(), strict=True)
 
     def _shuffled(self, epoch):
-        """Returns the order of all rows in an epoch, uint32 (rows,); the last epoch's is cached."""
+        """Returns the order of an epoch's rows, uint32 (rows,), or batches, (batches,); the last epoch's is cached."""
         if self._order[0] != epoch:
             self._order = None, None  # frees the old one first
-            rows = np.arange(self._first_rows[-1], dtype=np.uint32)
-            np.random.default_rng([self._seed, epoch]).shuffle(rows)
-            self._order = epoch, rows
+            if self._batch_order is not None:
+                order = self._batch_order(epoch)
+            else:
+                order = np.arange(self._first_rows[-1], dtype=np.uint32)
+                np.random.default_rng([self._seed, epoch]).shuffle(order)
+            self._order = epoch, order
         return self._order[1]
 
 

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import glob
 import hashlib
+import json
 import os
 import pathlib
 import stat
@@ -211,6 +212,28 @@ def check_size(file, path, expected_bytes, reason):
     if size != expected_bytes:
         kind = "truncated" if size < expected_bytes else "too long"
         raise UserError(f"{path}: {kind}: {size:,} bytes, expected {expected_bytes:,} ({reason})")
+
+
+def read_json(path, limit, what):
+    """Returns the JSON object in a file of at most `limit` bytes, a dict; what: it is, for the error message.
+
+    Raises UserError.
+    """
+    with open_to_read(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise UserError(f"{path}: more than {limit:,} bytes, expected the few of {what}")
+        try:
+            fields = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: expected a JSON object, {what}")
+    return fields
+
+
+def write_json(path, fields):
+    """Writes a JSON object, formatted as by Hugging Face's libraries. Raises OSError."""
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def make_folder(folder):

@@ -1,27 +1,22 @@
-"""GPT-2 in Hugging Face's format: a folder with config.json, model.safetensors and, optionally, tokenizer files."""
+"""GPT-2 in Hugging Face's format: a folder with config.json, the weights and, optionally, tokenizer files."""
 
-import json
-import math
-import os
 import pathlib
 import re
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError, safe_repr
-from gpt2.formats.files import open_to_read
-from gpt2.formats.llmc import STORED, read_floats, write_floats
+from gpt2.formats.files import open_to_read, read_json, write_json
+from gpt2.formats.tensors import DTYPES, INDEX, WEIGHTS, read_headers, read_tensor, write_tensors
 from gpt2.layout import parameter_layout
 from gpt2.memory import allocate
 
 CONFIG = "config.json"
 CONFIG_LIMIT = 2**20  # bytes
 GENERATION_CONFIG = "generation_config.json"
-WEIGHTS = "model.safetensors"
 # Where other folders keep their weights, in formats that are not supported.
-UNSUPPORTED_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+UNSUPPORTED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 MERGES, VOCABULARY = "merges.txt", "vocab.json"
 TOKENIZER_CONFIG, SPECIAL_TOKENS, TOKENIZER = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
 TOKENIZER_FILES = (MERGES, VOCABULARY, TOKENIZER_CONFIG, SPECIAL_TOKENS, TOKENIZER)
@@ -46,7 +41,6 @@ FOREIGN_NAMES = {
     "lnfb": "ln_f.bias",
 }
 TRANSPOSED = {"qkvw", "attprojw", "fcw", "fcprojw"}  # stored as (in, out); ours are (out, in)
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PREFIX = "transformer."  # of the names in a model with a head; optional when reading
 HEAD = "lm_head.weight"
 BLOCK = 256  # rows and columns of a transposed block
@@ -54,6 +48,8 @@ MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks: constant
 
 # Our size -> its key in config.json.
 FOREIGN_SIZES = {"maxT": "n_positions", "V": "vocab_size", "L": "n_layer", "NH": "n_head", "C": "n_embd"}
+# Other names of gelu_new, GELU by tanh, in transformers' activations.py.
+GELU_SYNONYMS = ("gelu_pytorch_tanh", "gelu_fast")
 # The only architecture supported; a missing key has this value.
 ARCHITECTURE = {
     "activation_function": "gelu_new",
@@ -66,32 +62,43 @@ ARCHITECTURE = {
 
 
 def load_folder(path):
-    """Reads a GPT-2 folder: config.json and model.safetensors, in float32, float16 or bfloat16.
+    """Reads a GPT-2 folder: config.json, and model.safetensors or its shards, in float32, float16 or bfloat16.
 
     Returns (GPT2Config, params) as llmc.load_model does. Raises UserError for an unsupported architecture, and for a
     tensor that is missing, unexpected, of the wrong shape, or not finite.
     """
     path = pathlib.Path(path)
     config = read_config(path / CONFIG)
+    weights = path / INDEX if (path / INDEX).exists() and not (path / WEIGHTS).exists() else path / WEIGHTS
     for name in UNSUPPORTED_WEIGHTS:
-        if (path / name).exists() and not (path / WEIGHTS).exists():
-            raise UserError(f"{path}: has {name}, expected a single {WEIGHTS}; convert it with transformers")
-    return config, read_weights(path / WEIGHTS, config)
+        if (path / name).exists() and not weights.exists():
+            raise UserError(f"{path}: has {name}, expected {WEIGHTS} or {INDEX}; convert it with transformers")
+    return config, read_weights(weights, config)
 
 
 def save_folder(path, config, params, dtype="float32", end_of_text=None):
-    """Writes config.json, generation_config.json and model.safetensors into the existing folder `path`.
+    """Writes config.json, generation_config.json and the weights into the existing folder `path`.
 
-    params: float32 (parameter_layout(config).size,). dtype: "float32" or "bfloat16". end_of_text: the id of the
-    <|endoftext|> token, None if unknown. Raises OSError, and UserError for a parameter too large for bfloat16.
+    The weights are model.safetensors, or shards (see tensors.py). params: float32 (parameter_layout(config).size,).
+    dtype: "float32" or "bfloat16". end_of_text: the id of the <|endoftext|> token, None if unknown. Raises OSError, and
+    UserError for a parameter too large for bfloat16.
     """
     path = pathlib.Path(path)
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text)
     sizes = {key: getattr(config, name) for name, key in FOREIGN_SIZES.items()}
+    sizes["n_ctx"] = config.maxT  # for llama.cpp's converter; transformers does without
     model = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "torch_dtype": dtype, "n_inner": None}
-    _write_json(path / CONFIG, model | sizes | ARCHITECTURE | ends)
-    _write_json(path / GENERATION_CONFIG, ends)
-    _write_weights(path / WEIGHTS, config, params, dtype)
+    write_json(path / CONFIG, model | sizes | ARCHITECTURE | ends)
+    write_json(path / GENERATION_CONFIG, ends)
+    views = parameter_layout(config).views(params)
+    pieces = {PREFIX + name: piece for name, *piece in _pieces(config)}
+
+    def stored(name):
+        ours, index, shape = pieces[name]
+        tensor = views[ours][index]
+        return _transpose(np.empty(shape, np.float32), tensor) if ours in TRANSPOSED else tensor
+
+    write_tensors(path, {name: shape for name, (_, _, shape) in pieces.items()}, stored, dtype)
 
 
 def save_tokenizer_config(path, config):
@@ -101,30 +108,17 @@ def save_tokenizer_config(path, config):
     """
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.maxT, "add_prefix_space": False}
-    _write_json(pathlib.Path(path, SPECIAL_TOKENS), special)
-    _write_json(pathlib.Path(path, TOKENIZER_CONFIG), settings | special)
-
-
-def _write_json(path, fields):
-    """Writes a JSON object, formatted as by Hugging Face's libraries."""
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    write_json(pathlib.Path(path, SPECIAL_TOKENS), special)
+    write_json(pathlib.Path(path, TOKENIZER_CONFIG), settings | special)
 
 
 def read_config(path):
     """Reads a config.json. Returns its GPT2Config. Raises UserError unless it is a supported GPT-2."""
-    with open_to_read(path) as file:
-        if os.fstat(file.fileno()).st_size > CONFIG_LIMIT:
-            raise UserError(f"{path}: more than {CONFIG_LIMIT:,} bytes, expected the few of a model's configuration")
-        try:
-            fields = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: expected a JSON object with the model's configuration")
+    fields = read_json(path, CONFIG_LIMIT, "a model's configuration")
     # Checked first: other architectures lack some of the other keys.
     if fields.get("model_type") != "gpt2":
         raise UserError(f"{path}: model_type is {safe_repr(fields.get('model_type'))}, only 'gpt2' is supported")
-    if fields.get("activation_function") == "gelu_pytorch_tanh":  # a synonym
+    if fields.get("activation_function") in GELU_SYNONYMS:
         fields["activation_function"] = ARCHITECTURE["activation_function"]
     for key, supported in ARCHITECTURE.items():
         if (value := fields.get(key, supported)) != supported:
@@ -144,64 +138,30 @@ def read_config(path):
 
 
 def read_weights(path, config):
-    """Reads a model.safetensors, tensor by tensor. Returns params; raises UserError as `load_folder` does."""
-    try:
-        # Opened first for clearer error messages than safetensors'.
-        with open_to_read(path), safe_open(path, framework="numpy") as file:
-            stored = _checked_names(file, path, config)
-    except SafetensorError as error:
-        raise UserError(f"{path}: corrupt, or not a safetensors file: {safe_repr(str(error))}") from error
+    """Reads a model.safetensors, or the shards in a model.safetensors.index.json, tensor by tensor.
+
+    Returns params; raises UserError as `load_folder` does.
+    """
+    stored = _checked_tensors(path, config)
     layout = parameter_layout(config)
     params = allocate(layout.size, np.float32, f"the model in {path}")
     views = layout.views(params)
-    with open_to_read(path) as file:
-        read = _reader(file, path, stored)
-        for name, ours, index, shape in _pieces(config):
-            if ours in TRANSPOSED:
-                _transpose(views[ours][index], read(name, np.empty(shape, np.float32)))
-            else:
-                read(name, views[ours][index])
+    for shard in sorted({tensor.path for tensor in stored.values()}):
+        with open_to_read(shard) as file:
+            for name, ours, index, shape in _pieces(config):
+                if stored[name].path != shard:
+                    continue
+                if ours in TRANSPOSED:
+                    _transpose(views[ours][index], read_tensor(file, stored[name], np.empty(shape, np.float32), name))
+                else:
+                    read_tensor(file, stored[name], views[ours][index], name)
+    if HEAD in stored:
         wte = views["wte"][: config.V]
-        if HEAD in stored and not np.array_equal(read(HEAD, np.empty_like(wte)), wte):
+        with open_to_read(stored[HEAD].path) as file:
+            head = read_tensor(file, stored[HEAD], np.empty_like(wte), HEAD)
+        if not np.array_equal(head, wte):
             raise UserError(f"{path}: {HEAD} differs from wte.weight, only tied embeddings are supported")
     return params
-
-
-def _reader(file, path, stored):
-    """Returns a function (name, out) that reads a tensor into the float32 array `out` and returns it.
-
-    safetensors validates the header but does not read the tensors: NumPy has no bfloat16, and the library's mapping of
-    the whole file would count as a second model in memory.
-    """
-    length = int.from_bytes(file.read(8), "little")
-    entries = json.loads(file.read(length))
-
-    def read(name, out):
-        entry = entries[stored[name]]
-        file.seek(8 + length + entry["data_offsets"][0])
-        read_floats(file, out.reshape(-1), DTYPES[entry["dtype"]], f"{path}: tensor {name}")
-        return out
-
-    return read
-
-
-def _write_weights(path, config, params, dtype):
-    """Writes a model.safetensors tensor by tensor: the library's writer needs all of them in memory at once."""
-    (code,) = (code for code, name in DTYPES.items() if name == dtype)
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, _, _, shape in _pieces(config):
-        start, end = end, end + STORED[dtype].itemsize * math.prod(shape)
-        header[PREFIX + name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # aligns the tensors to 8 bytes
-    views = parameter_layout(config).views(params)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, ours, index, shape in _pieces(config):
-            tensor = views[ours][index]
-            if ours in TRANSPOSED:
-                tensor = _transpose(np.empty(shape, np.float32), tensor)
-            write_floats(file, tensor.reshape(-1), dtype)
 
 
 def _transpose(out, matrix):
@@ -213,27 +173,26 @@ def _transpose(out, matrix):
     return out
 
 
-def _checked_names(file, path, config):
-    """Checks tensor names, dtypes and shapes. Returns a dict of name without prefix -> stored name."""
-    stored = {name.removeprefix(PREFIX): name for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if len(stored) < len(file.keys()):
+def _checked_tensors(path, config):
+    """Checks tensor names, dtypes and shapes. Returns a dict of name without prefix -> tensors.Tensor."""
+    headers = read_headers(path)
+    stored = {name.removeprefix(PREFIX): tensor for name, tensor in headers.items()}
+    if len(stored) < len(headers):
         raise UserError(f"{path}: a tensor occurs twice, with and without the prefix {PREFIX!r}")
-    unexpected = {name for name in stored if not MASK.fullmatch(name)}
-    for name in unexpected:
-        if (dtype := file.get_slice(stored[name]).get_dtype()) not in DTYPES:
+    unexpected = {name: tensor for name, tensor in stored.items() if not MASK.fullmatch(name)}
+    for name, tensor in unexpected.items():
+        if tensor.dtype not in DTYPES:
             raise UserError(
-                f"{path}: tensor {safe_repr(name)} is stored as {dtype}, expected F32, F16 or BF16; convert it"
+                f"{tensor.path}: tensor {safe_repr(name)} is stored as {tensor.dtype}, expected F32, F16 or BF16; "
+                "convert it"
             )
-    if HEAD in unexpected:
-        unexpected.remove(HEAD)
-        if (found := tuple(file.get_slice(stored[HEAD]).get_shape())) != (config.V, config.C):
-            raise UserError(f"{path}: tensor {HEAD} has shape {safe_repr(found)}, expected that of wte.weight")
+    if (head := unexpected.pop(HEAD, None)) and head.shape != (config.V, config.C):
+        raise UserError(f"{head.path}: tensor {HEAD} has shape {safe_repr(head.shape)}, expected that of wte.weight")
     for name, _, _, shape in _pieces(config):
-        if name not in stored:
+        if (tensor := unexpected.pop(name, None)) is None:
             raise UserError(f"{path}: tensor {name}, which config.json implies, is missing")
-        if (found := tuple(file.get_slice(stored[name]).get_shape())) != shape:
-            raise UserError(f"{path}: tensor {name} has shape {safe_repr(found)}, expected {shape}")
-        unexpected.remove(name)
+        if tensor.shape != shape:
+            raise UserError(f"{tensor.path}: tensor {name} has shape {safe_repr(tensor.shape)}, expected {shape}")
     if unexpected:
         raise UserError(
             f"{path}: tensor {safe_repr(min(unexpected))} does not belong to a GPT-2 with the sizes in config.json"

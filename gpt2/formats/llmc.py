@@ -1,4 +1,4 @@
-"""llm.c's binary formats: models (versions 1, 3 and 5), token files, and the reference state of a training step.
+"""llm.c's binary formats: models (versions 1, 3 and 5), token files, tokenizers, and a training step's reference state.
 
 Each starts with a header of 256 int32: magic number, version, sizes.
 """
@@ -21,6 +21,7 @@ VERSION_DTYPES = {1: "float32", 3: "float32", 5: "bfloat16"}
 UNPADDED, FLOAT32 = 1, 3
 WRITTEN_VERSIONS = {"float32": FLOAT32, "bfloat16": 5}
 TOKENS_MAGIC, TOKENS_VERSION = 20240520, 1
+TOKENIZER_MAGIC, TOKENIZER_VERSION = 20240328, 2
 STATE_MAGIC, STATE_VERSION = 20240327, 2
 
 # dtype -> how a file stores it. NumPy has no bfloat16, which is the upper half of a float32.
@@ -234,6 +235,23 @@ def open_tokens(path, room):
             dtype, start = "<i4", 0
         tokens = TokenFile(file, path, dtype, start, size - start)
         return tokens if tokens.nbytes > room else tokens[:]
+
+
+# Tokenizers.
+
+
+def save_tokenizer(path, tokens, end_of_text):
+    """Writes a tokenizer file, from which llm.c decodes, atomically.
+
+    tokens: the bytes of each token, a list. end_of_text: the id of <|endoftext|>. Raises UserError on an I/O error, and
+    for a token whose length does not fit into the file's byte for it.
+    """
+    for number, token in enumerate(tokens):
+        if not 1 <= len(token) <= 255:
+            raise UserError(f"{path}: token {number} has {len(token)} bytes, a tokenizer file takes 1 to 255")
+    with atomic_write(path) as file:
+        write_header(file, (TOKENIZER_MAGIC, TOKENIZER_VERSION, len(tokens), end_of_text))
+        file.write(b"".join(bytes([len(token)]) + token for token in tokens))
 
 
 # Reference states.

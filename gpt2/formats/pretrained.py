@@ -7,9 +7,10 @@ import sys
 from gpt2.config import PRESETS
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import files
-from gpt2.formats.huggingface import CONFIG, CONFIG_LIMIT, WEIGHTS, load_folder, read_config, read_weights
+from gpt2.formats.huggingface import CONFIG, CONFIG_LIMIT, load_folder, read_config, read_weights
 from gpt2.formats.llmc import load_model, map_model, read_sizes, save_model
 from gpt2.formats.run import MANIFEST, newest_model
+from gpt2.formats.tensors import INDEX, INDEX_LIMIT, WEIGHTS, shard_names
 from gpt2.layout import parameter_layout
 from gpt2.memory import require
 
@@ -29,6 +30,7 @@ FETCH_COMMAND = (
     f"{pathlib.Path(sys.executable).with_name('hf')} download {GPT2_REPOSITORY} {WEIGHTS} --revision {GPT2_REVISION}"
 )
 PROBE_SECONDS = 5
+SIZE_LIMITS = {CONFIG: CONFIG_LIMIT, INDEX: INDEX_LIMIT}
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -36,8 +38,8 @@ def load_weights(name, data_dir=None, writable=True):
     """Returns (GPT2Config, params) of a model, params float32 (parameter_layout(config).size,).
 
     name: one of RELEASED; an llm.c model file (FILE.bin), version 1, 3 or 5; a run folder, for its newest model; a
-    Hugging Face folder; or OWNER/NAME on the Hugging Face hub, for a GPT-2 stored in a single model.safetensors. A
-    released name always means the hub, even if there is a folder of that name. Downloads stay in the hub's cache.
+    Hugging Face folder; or OWNER/NAME on the Hugging Face hub, for a GPT-2 in safetensors files. A released name
+    always means the hub, even if there is a folder of that name. Downloads stay in the hub's cache.
     data_dir: where gpt2 is kept, converted to gpt2_124M.bin; default files.data_dir().
     writable: False memory-maps a version 3 file (see llmc.map_model) without checking its values. Otherwise NaNs and
     infinities are errors.
@@ -50,7 +52,7 @@ def load_weights(name, data_dir=None, writable=True):
         return _load_gpt2(pathlib.Path(data_dir or files.data_dir()), writable)
     config, revision = _hub_config(repository)
     require(4 * parameter_layout(config).size, f"the model {name}")
-    return config, read_weights(fetch(repository, WEIGHTS, revision), config)
+    return config, read_weights(fetch_weights(repository, revision), config)
 
 
 def load_config(name):
@@ -111,6 +113,22 @@ def _hub_config(repository):
     return read_config(path), path.parent.name
 
 
+def fetch_weights(repository, revision=None):
+    """Returns the path of a model's model.safetensors, or of its index, with the shards beside it, as `fetch` does."""
+    import huggingface_hub
+
+    if not isinstance(huggingface_hub.try_to_load_from_cache(repository, INDEX, revision=revision), str):
+        try:
+            return fetch(repository, WEIGHTS, revision)
+        except UnavailableError as error:
+            if not _is_absent(error.__cause__):
+                raise
+    index = fetch(repository, INDEX, revision)
+    for name in shard_names(index):
+        fetch(repository, name, index.parent.name)
+    return index
+
+
 def fetch(repository, filename, revision=None):
     """Returns the path of a model's file in the hub's cache, downloading it if necessary.
 
@@ -126,8 +144,9 @@ def fetch(repository, filename, revision=None):
             # Probe first: the download itself would retry an unreachable hub for half a minute, with warnings.
             url = huggingface_hub.hf_hub_url(**file)
             size = huggingface_hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS).size
-            if filename == CONFIG and size is not None and size > CONFIG_LIMIT:
-                raise ValueError(f"it has {size:,} bytes, expected at most {CONFIG_LIMIT:,}")
+            limit = SIZE_LIMITS.get(filename)
+            if limit is not None and size is not None and size > limit:
+                raise ValueError(f"it has {size:,} bytes, expected at most {limit:,}")
             path = huggingface_hub.hf_hub_download(**file)
     except Exception as error:  # from the hub, from its HTTP library (which varies by version), from the disk
         local = "" if repository in RELEASED.values() else "no such file or folder, and "
@@ -141,13 +160,20 @@ def _reason(error, filename):
     """Returns why a download failed, in one line; the library's own messages span several."""
     from huggingface_hub import errors as hub_errors
 
+    if _is_absent(error):
+        return f"the model has no {filename}"
     if isinstance(error, hub_errors.GatedRepoError):
         return "access is gated: accept the model's terms on its page there, then log in with: hf auth login"
     if isinstance(error, hub_errors.RepositoryNotFoundError):
         return "no such model, or a private one: check the name, or log in with: hf auth login"
-    if isinstance(error, hub_errors.EntryNotFoundError) and not isinstance(error, hub_errors.LocalEntryNotFoundError):
-        return f"the model has no {filename} (only single-file models are supported)"
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _is_absent(error):
+    """Whether the hub said that a model does not have a file."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
 
 
 def _load_gpt2(data_dir, writable):

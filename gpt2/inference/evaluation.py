@@ -14,13 +14,11 @@ from gpt2.errors import UserError
 LLMC_B, LLMC_T, LLMC_BATCHES = 4, 64, 5
 
 
-def evaluate_split(model, shards, B, T, stride, token_bytes=None):
-    """Predicts every token of each file except its first; files are independent texts.
+def evaluate_split(model, shards, B, T, stride=None, token_bytes=None):
+    """Averages the losses of `split_losses`; files are independent texts.
 
-    shards: a list of integer arrays (count,) or llmc.TokenFiles, one per file, count >= 2. Windows of T tokens advance
-    by `stride`. In each window but a file's first, only the last `stride` predictions count, so each of them has more
-    than T - stride tokens of context. A file's last window ends at the end of the file and counts what remains. B
-    windows form a batch.
+    shards: a list of integer arrays (count,) or llmc.TokenFiles, one per file, count >= 2. T, stride: as for `windows`.
+    B windows form a batch.
     token_bytes: integers (V,), the length of each token's text, from `load_token_bytes`; None: no byte metrics.
 
     Returns a dict:
@@ -32,9 +30,9 @@ def evaluate_split(model, shards, B, T, stride, token_bytes=None):
       bytes           length of the predicted text
       bits_per_byte   total loss in bits, <|endoftext|> included, / bytes
     """
-    losses = split_losses(model, shards, B, T, stride)
+    losses, targets = split_losses(model, shards, B, T, stride)
     loss = float(losses.mean(dtype=np.float64))
-    size = None if token_bytes is None else sum(int(token_bytes[tokens[1:]].sum()) for tokens in shards)
+    size = None if token_bytes is None else int(token_bytes[targets].sum())
     return {
         "tokens": losses.size,
         "loss": loss,
@@ -45,24 +43,51 @@ def evaluate_split(model, shards, B, T, stride, token_bytes=None):
     }
 
 
-def split_losses(model, shards, B, T, stride):
-    """Returns the per-token losses that `evaluate_split` averages, float32 (tokens,), in the order of the text."""
-    out = np.empty(sum(tokens.size - 1 for tokens in shards), np.float32)
+def windows(n, T, stride=None):
+    """Cuts a text of n >= 2 tokens into windows, all but the last of one length.
+
+    stride None: as in training, T tokens and the one that follows. Every token but the text's first is predicted once.
+    The last window is moved back to end with the text, and only what the others left counts.
+    stride from 1 to T: the recipe in Hugging Face's "Perplexity of fixed-length models". Windows of T >= 2 tokens
+    advance by `stride` until one reaches the end of the text. A window predicts all of its tokens but its first; those
+    in an earlier window do not count again. With stride = T, the first token of each window is never predicted.
+
+    Returns integers (windows,): the index of each window's first token, the end of the window, and the first token that
+    counts.
+    """
+    if stride is None:
+        length = min(T + 1, n)
+        ends = np.minimum(np.arange(length, n + T, T), n)
+        starts = ends - length
+    else:
+        length = min(T, n)
+        starts = np.arange(0, n - length + stride, stride)
+        ends = np.minimum(starts + length, n)
+    return starts, ends, np.maximum(np.insert(ends[:-1], 0, 0), starts + 1)
+
+
+def split_losses(model, shards, B, T, stride=None):
+    """Returns what counts in the `windows` of each file, in order: losses, float32 (tokens,), and targets (tokens,)."""
+    cuts = [windows(tokens.size, T, stride) for tokens in shards]
+    losses = np.empty(sum(int((ends - firsts).sum()) for _, ends, firsts in cuts), np.float32)
+    targets = np.empty(losses.size, np.int32)
     position = 0
-    with tqdm(total=out.size, desc="evaluating", unit=" tokens", leave=False, disable=None) as bar:
-        for tokens in shards:
-            N = tokens.size - 1
-            width = min(T, N)
-            ends = np.minimum(np.arange(width, N + stride, stride), N)
-            counts = np.diff(ends, prepend=0)
-            for i in range(0, ends.size, B):
-                rows = np.stack([tokens[end - width : end + 1] for end in ends[i : i + B]])
-                counted = np.arange(width) >= width - counts[i : i + B, None]
-                losses = token_losses(model, rows[:, :-1], rows[:, 1:])[counted]
-                out[position : position + losses.size] = losses
-                position += losses.size
-                bar.update(losses.size)
-    return out
+    with tqdm(total=losses.size, desc="evaluating", unit=" tokens", leave=False, disable=None) as bar:
+        for tokens, (starts, ends, firsts) in zip(shards, cuts, strict=True):
+            offsets = np.arange(1, ends[0])
+            for i in range(0, starts.size, B):
+                batch = slice(i, i + B)
+                rows = np.zeros((starts[batch].size, ends[0]), np.int32)  # a short window is padded at its end
+                for row, start, end in zip(rows, starts[batch], ends[batch], strict=True):
+                    row[: end - start] = tokens[start:end]
+                places = starts[batch, None] + offsets
+                counted = (places >= firsts[batch, None]) & (places < ends[batch, None])
+                part = slice(position, position + np.count_nonzero(counted))
+                losses[part] = token_losses(model, rows[:, :-1], rows[:, 1:])[counted]
+                targets[part] = rows[:, 1:][counted]
+                bar.update(part.stop - position)
+                position = part.stop
+    return losses, targets
 
 
 def token_losses(model, tokens, targets):

@@ -8,6 +8,7 @@ import typing
 
 import numpy as np
 
+from gpt2.data.dataloader import LLMC
 from gpt2.errors import UserError, safe_repr
 from gpt2.machine import available_threads
 from gpt2.optimizer import SCHEDULES
@@ -51,6 +52,7 @@ PATH = Kind(str, lambda value: isinstance(value, str) and value != "" and "\0" n
 FRACTION = Kind(float, lambda value: type(value) is float and 0 <= value <= 1, "a number from 0 to 1")
 DECAY = real(0, below=1, expected="a number from 0, below 1")
 SWITCH = Kind(bool, lambda value: isinstance(value, bool), "True or False")
+ORDER = Kind(str, lambda value: isinstance(value, bool) or value == LLMC, f"no value (True), or {LLMC}")
 SCHEDULE = Kind(str, lambda value: isinstance(value, str) and value in SCHEDULES, "one of ")  # and those there are
 PATHS = Kind(
     str,
@@ -115,7 +117,15 @@ class TrainOptions:
         on_resume=CONTENTS,
         shown_default="mine_val.bin for mine_train.bin",
     )
-    shuffle: bool = _option(_DATA, False, SWITCH, "read the training data in another order each epoch, drawn by --seed")
+    shuffle: bool | str = _option(
+        _DATA,
+        False,
+        ORDER,
+        "read the training data in another order each epoch, drawn by --seed; llmc: in the order of llm.c's trainer, "
+        "whatever the seed",
+        LLMC,
+        shown_default="the order of the files",
+    )
 
     batch_size: int = _option(_BATCH, 4, whole(1), "sequences in a batch", "B", "-b")
     seq_len: int = _option(_BATCH, 64, whole(1), "tokens in a sequence", "T", "-t")
@@ -298,7 +308,8 @@ def add_arguments(parser):
         groups[details["group"]].add_argument(
             *names,
             type=_lenient(kind.convert),
-            nargs="+" if kind is PATHS else None,
+            nargs="+" if kind is PATHS else "?" if kind is ORDER else None,
+            const=True if kind is ORDER else None,
             action="extend" if kind is PATHS else "store",
             metavar=details["metavar"],
             help=f"{details['help']} (default: {shown})".replace("%", "%%"),

@@ -226,7 +226,8 @@ def _require_room(options, config, folder, data, step=0, present=0):
 def _open_data(options, config, train_data, val_data):
     """Returns the loaders of both splits, that of the validation None if there is none."""
     B, T = options.batch_size, options.seq_len
-    train_loader = DataLoader(train_data, B, T, config.V, options.seed if options.shuffle else None)
+    shuffle_seed = {True: options.seed, False: None}.get(options.shuffle, options.shuffle)
+    train_loader = DataLoader(train_data, B, T, config.V, shuffle_seed)
     return train_loader, DataLoader(val_data, B, T, config.V) if options.val_every else None
 
 

@@ -26,7 +26,7 @@ from gpt2.config import GPT2Config
 from gpt2.data import dataloader, download, tokenizer
 from gpt2.data.hellaswag import read_examples
 from gpt2.errors import UnavailableError, UserError
-from gpt2.formats import huggingface, llmc
+from gpt2.formats import huggingface, llmc, tensors
 from gpt2.formats.files import HEADER_BYTES
 from gpt2.formats.run import newest_model
 from gpt2.formats.training_state import DIGEST_BYTES
@@ -150,7 +150,7 @@ def foreign_folders():
     with_head = {f"transformer.{name}": shape for name, shape in shapes.items()}
     with_head |= {"transformer.h.0.attn.bias": (5, 5), huggingface.HEAD: shapes["wte.weight"]}
     folders = []
-    for (code, dtype), names in zip(huggingface.DTYPES.items(), (shapes, with_head, shapes), strict=True):
+    for (code, dtype), names in zip(tensors.DTYPES.items(), (shapes, with_head, shapes), strict=True):
         entries, body = {"__metadata__": {"format": "pt"}}, b""
         for name, shape in names.items():
             numbers = np.random.default_rng(len(shape)).standard_normal(math.prod(shape)).astype(np.float32)

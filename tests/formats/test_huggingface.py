@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import tracemalloc
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
 from gpt2.formats import huggingface, llmc
+from gpt2.formats import tensors as formats_tensors
 from gpt2.layout import parameter_layout
 
 CONFIG = GPT2Config(maxT=5, V=7, L=2, NH=2, C=4)
@@ -72,6 +74,121 @@ def test_a_folder_becomes_the_flat_array(tmp_path, prefix, dtype):
     assert np.array_equal(read, params)
 
 
+def cut(folder, *parts):
+    """Replaces a folder's model.safetensors by shards of the named tensors, the last of them of all others."""
+    foreign = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    named = {name for part in parts for name in part}
+    weight_map = {}
+    for number, part in enumerate([*parts, foreign.keys() - named]):
+        save_file({name: foreign[name] for name in part}, folder / f"part{number}.safetensors")
+        weight_map |= dict.fromkeys(part, f"part{number}.safetensors")
+    write_index(folder, weight_map)
+    return weight_map
+
+
+def write_index(folder, weight_map, **fields):
+    fields = {"metadata": {"total_size": 1}, "weight_map": weight_map} | fields
+    (folder / "model.safetensors.index.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_shards_become_the_flat_array(tmp_path, prefix):
+    foreign, params = tensors()
+    foreign = {prefix + name: array for name, array in foreign.items()}
+    foreign["lm_head.weight"] = foreign[prefix + "wte.weight"]
+    write_folder(tmp_path, foreign)
+    cut(tmp_path, ["lm_head.weight", f"{prefix}h.1.mlp.c_fc.weight"], [f"{prefix}wte.weight", f"{prefix}h.0.ln_1.bias"])
+    config, read = huggingface.load_folder(tmp_path)
+    assert config == CONFIG
+    assert np.array_equal(read, params)
+
+
+def damaged_index(change):
+    """A change of the index's weight_map."""
+
+    def damage(folder, weight_map):
+        change(weight_map)
+        write_index(folder, weight_map)
+
+    return damage
+
+
+def index_of(content):
+    return lambda folder, weight_map: (folder / "model.safetensors.index.json").write_bytes(content)
+
+
+def save_twice(folder, weight_map):
+    both = {"ln_f.bias": np.zeros(4, np.float32), "wte.weight": np.zeros((7, 4), np.float32)}
+    save_file(both, folder / "part0.safetensors")
+
+
+def save_with_and_without_prefix(folder, weight_map):
+    both = {"ln_f.bias": np.zeros(4, np.float32), "transformer.wte.weight": np.zeros((7, 4), np.float32)}
+    save_file(both, folder / "part0.safetensors")
+
+
+OUTSIDE = "expected the name of a .safetensors file in this folder"
+WRONG_SHARDS = {
+    "not there": (lambda folder, _: (folder / "part0.safetensors").unlink(), "part0.safetensors: No such file"),
+    "cut off": (lambda folder, _: os.truncate(folder / "part0.safetensors", 100), "part0.safetensors: corrupt"),
+    "outside": (damaged_index(lambda names: names.update({"ln_f.bias": "../part0.safetensors"})), OUTSIDE),
+    "absolute": (damaged_index(lambda names: names.update({"ln_f.bias": "/part0.safetensors"})), OUTSIDE),
+    "above": (damaged_index(lambda names: names.update({"ln_f.bias": ".."})), OUTSIDE),
+    "pickle": (damaged_index(lambda names: names.update({"ln_f.bias": "pytorch_model.bin"})), OUTSIDE),
+    "surrogate": (damaged_index(lambda names: names.update({"\ud800\n": "\ud800.safetensors"})), OUTSIDE),
+    "endless": (damaged_index(lambda names: names.update({"x" * 5000: "x" * 5000})), OUTSIDE),
+    "number": (damaged_index(lambda names: names.update({"ln_f.bias": 0})), OUTSIDE),
+    "list": (damaged_index(lambda names: names.update({"ln_f.bias": ["part0.safetensors"]})), OUTSIDE),
+    "in two shards": (save_twice, "tensor 'wte.weight' is in both part0.safetensors and part1.safetensors"),
+    "with and without prefix": (save_with_and_without_prefix, "a tensor occurs twice"),
+    "in another shard": (
+        damaged_index(lambda names: names.update({"ln_f.bias": "part1.safetensors"})),
+        "tensor 'ln_f.bias' is not in part1.safetensors",
+    ),
+    "in no shard": (
+        damaged_index(lambda names: names.update({"h.7.ln_1.bias": "part1.safetensors"})),
+        "tensor 'h.7.ln_1.bias' is not in part1.safetensors",
+    ),
+    "a shard unnamed": (damaged_index(lambda names: names.pop("ln_f.bias")), "ln_f.bias, which .* is missing"),
+    "no weight_map": (index_of(b"{}"), "weight_map is None"),
+    "empty weight_map": (index_of(b'{"weight_map": {}}'), "weight_map is {}"),
+    "weight_map a list": (index_of(b'{"weight_map": [1]}'), r"weight_map is \[1\]"),
+    "a list": (index_of(b"[]"), "expected a JSON object"),
+    "empty": (index_of(b""), "not valid JSON"),
+    "half": (index_of(b'{"weight_map": {'), "not valid JSON"),
+    "deep": (index_of(b"[" * 100_000), "not valid JSON"),
+    "large": (index_of(b" " * (2**24 + 1)), "more than 16,777,216 bytes"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), WRONG_SHARDS.values(), ids=WRONG_SHARDS.keys())
+def test_wrong_shards(tmp_path, damage, message):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_folder(folder, tensors()[0])
+    damage(folder, cut(folder, ["ln_f.bias"]))
+    (tmp_path / "part0.safetensors").write_bytes(b"never read")
+    with pytest.raises(UserError, match=message) as caught:
+        huggingface.load_folder(folder)
+    assert str(caught.value).startswith(f"{folder}{os.sep}") and str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_model_safetensors_goes_before_an_index(tmp_path):
+    foreign, params = tensors()
+    write_folder(tmp_path, foreign)
+    (tmp_path / "model.safetensors.index.json").write_text("left behind")
+    assert np.array_equal(huggingface.load_folder(tmp_path)[1], params)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_weights_in_another_format(tmp_path, name):
+    (write_folder(tmp_path, tensors()[0]) / "model.safetensors").rename(tmp_path / name)
+    with pytest.raises(UserError, match=f"has {name}, expected model.safetensors or model.safetensors.index.json"):
+        huggingface.load_folder(tmp_path)
+
+
 def without(name):
     return lambda foreign: foreign.pop(name)
 
@@ -112,6 +229,13 @@ def test_wrong_tensors(tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])
+def test_gelu_by_tanh_has_several_names(tmp_path, name):
+    foreign, params = tensors()
+    write_folder(tmp_path, foreign, activation_function=name)
+    assert np.array_equal(huggingface.load_folder(tmp_path)[1], params)
+
+
 def test_bfloat16_is_widened(tmp_path):
     foreign, params = tensors()  # exact in bfloat16
     halves = {name: (array.view(np.uint32) >> 16).astype(np.uint16) for name, array in foreign.items()}
@@ -139,6 +263,8 @@ def test_non_finite_values_are_refused(tmp_path, name, value):
         ("model_type", "llama"),
         ("model_type", None),
         ("activation_function", "relu"),
+        ("activation_function", "gelu"),
+        ("activation_function", []),
         ("n_inner", 17),
         ("scale_attn_by_inverse_layer_idx", True),
         ("scale_attn_weights", False),
@@ -260,7 +386,7 @@ def test_a_written_folder_has_hugging_faces_tensors(tmp_path):
         assert file.metadata() == {"format": "pt"}
     fields = json.loads((tmp_path / "config.json").read_text())
     expected = {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new", "tie_word_embeddings": True}
-    expected |= FIELDS | {"torch_dtype": "float32", "bos_token_id": 6, "eos_token_id": 6}
+    expected |= FIELDS | {"n_ctx": 5, "torch_dtype": "float32", "bos_token_id": 6, "eos_token_id": 6}
     assert fields.items() >= expected.items()
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"bos_token_id": 6, "eos_token_id": 6}
 
@@ -295,6 +421,48 @@ def test_a_bfloat16_folder_round_trips(tmp_path):
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
     assert (tmp_path / "model.safetensors").stat().st_size < 2 * sum(array.size for array in foreign.values()) + 4096
     assert np.array_equal(huggingface.load_folder(tmp_path)[1], params)
+
+
+@pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("bfloat16", 2)])
+@pytest.mark.parametrize("limit", [1, 100, 300])  # numbers; a tensor has at most 64
+def test_above_the_limit_shards_are_written(tmp_path, monkeypatch, limit, dtype, itemsize):
+    foreign, params = tensors()
+    monkeypatch.setattr(formats_tensors, "SHARD_BYTES", limit * itemsize)
+    huggingface.save_folder(tmp_path, CONFIG, params, dtype)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": itemsize * sum(array.size for array in foreign.values())}
+    assert index["weight_map"].keys() == {f"transformer.{name}" for name in foreign}
+    names = sorted(set(index["weight_map"].values()))
+    assert names == [f"model-{n:05d}-of-{len(names):05d}.safetensors" for n in range(1, len(names) + 1)]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        *names,
+    }
+    stored = {}
+    for name in names:
+        with safe_open(tmp_path / name, framework="numpy") as file:
+            assert file.metadata() == {"format": "pt"}
+            sizes = {key: np.prod(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        assert len(sizes) == 1 or sum(sizes.values()) <= limit
+        assert {key for key, shard in index["weight_map"].items() if shard == name} == sizes.keys()
+        stored[name] = sum(sizes.values())
+    if limit > 64:  # no two neighbours would have fitted into one
+        assert len(names) <= 2 * sum(stored.values()) / limit + 1
+    assert np.array_equal(huggingface.load_folder(tmp_path)[1], params)
+
+
+def test_at_the_limit_one_file_is_written(tmp_path, monkeypatch):
+    foreign, params = tensors()
+    size = 4 * sum(array.size for array in foreign.values())
+    for limit, expected in ((size, 1), (size - 1, 2)):
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        monkeypatch.setattr(formats_tensors, "SHARD_BYTES", limit)
+        huggingface.save_folder(folder, CONFIG, params)
+        assert len(list(folder.glob("*.safetensors"))) == expected
+    assert (tmp_path / str(size) / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("block", [1, 3, 1000])

@@ -16,7 +16,7 @@ import pytest
 
 from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UnavailableError, UserError
-from gpt2.formats import huggingface, llmc, pretrained
+from gpt2.formats import huggingface, llmc, pretrained, tensors
 from gpt2.formats.llmc import load_model, save_model
 from gpt2.formats.pretrained import load_config, load_weights
 from gpt2.layout import parameter_layout
@@ -444,6 +444,38 @@ def test_a_model_on_the_hub_is_downloaded_once(tmp_path, folder):
 
 
 @pytest.mark.slow
+def test_a_model_in_shards_on_the_hub_is_downloaded_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors, "SHARD_BYTES", 1000)
+    (tmp_path / "theirs").mkdir()
+    huggingface.save_folder(tmp_path / "theirs", CONFIG, parameters())
+    shards = list((tmp_path / "theirs").glob("model-*-of-*.safetensors"))
+    expected = f"{CONFIG} {parameters().sum(dtype=float)}\n"
+    with serving_folder(tmp_path / "theirs") as (server, endpoint):
+        first = run(LOAD, "someone/theirs", tmp_path, endpoint)
+        assert (first.returncode, first.stdout) == (0, expected), first.stderr
+        gets = [request.rpartition("/")[2] for request in server.requests if request.startswith("GET")]
+        assert sorted(gets) == sorted(["config.json", "model.safetensors.index.json", *(path.name for path in shards)])
+        server.requests.clear()
+        assert run(LOAD, "someone/theirs", tmp_path, endpoint).stdout == expected
+        assert server.requests == []
+    offline = run(LOAD, "someone/theirs", tmp_path, endpoint, HF_HUB_OFFLINE="1")
+    assert (offline.returncode, offline.stdout) == (0, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["../model-00001-of-00002.safetensors", "model-00009-of-00009.safetensors"])
+def test_an_index_on_the_hub_that_names_what_is_not_there(tmp_path, folder, shard):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": shard}}))
+    with serving_folder(folder) as (server, endpoint):
+        result = run(LOAD, "someone/theirs", tmp_path, endpoint)
+        assert not any(request.startswith("GET") and "model-" in request for request in server.requests)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+    expected = "expected the name of a .safetensors file" if ".." in shard else f"the model has no {shard}"
+    assert expected in result.stderr
+
+
+@pytest.mark.slow
 def test_a_model_that_is_not_on_the_hub(tmp_path, folder):
     with serving_folder(folder) as (_, endpoint):
         result = run(LOAD, "someone/else", tmp_path, endpoint)
@@ -465,7 +497,7 @@ def test_a_model_in_other_files(tmp_path, folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with serving_folder(folder) as (_, endpoint):
         result = run(LOAD, "someone/theirs", tmp_path, endpoint)
-    assert_refused(result, "cannot download model.safetensors", "the model has no model.safetensors")
+    assert_refused(result, "cannot download model.safetensors.index.json", "the model has no model.safetensors")
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def test_a_value_that_an_option_does_not_take_is_refused_in_one_line_with_its_fl
         ("beta1", [0, 0.999999]),
         ("eps", [1.2e-38, 1]),
         ("final_lr_fraction", [0, 1, 0.5]),
+        ("shuffle", [True, False, "llmc"]),
         ("lr_schedule", ["constant", "linear", "cosine", "wsd"]),
         ("prompt", ["", "\0", "caf\u00e9\n"]),
         ("threads", [1, 2**31 - 1]),  # how many there may be is for the machine to say
@@ -118,6 +119,7 @@ def test_a_resumed_run_may_change_only_what_leaves_it_the_same_run():
         ("--train-data a b --train-data c", {"train_data": ["a", "b", "c"]}),
         ("--train-data a b --val-data c", {"train_data": ["a", "b"], "val_data": ["c"]}),
         ("--shuffle --overfit-single-batch", {"shuffle": True, "overfit_single_batch": True}),
+        ("--shuffle llmc", {"shuffle": "llmc"}),
         ("--beta1 0 --prompt 12 --seed 5", {"beta1": 0.0, "prompt": "12", "seed": 5}),
         ("--batch-size two --eps x", {"batch_size": "two", "eps": "x"}),
     ],

@@ -53,6 +53,7 @@ COMPUTED = [
     ("train_data", ("other-1.bin",), {}),
     ("train_data", ("other-*.bin",), {}),
     ("shuffle", True, {}),
+    ("shuffle", "llmc", {}),
     ("batch_size", 3, {}),
     ("seq_len", 5, {}),
     ("grad_accum_steps", 3, {}),
@@ -142,7 +143,7 @@ def expected(options, broken=()):
 
 
 def shuffle_seed(options):
-    return options.seed if options.shuffle else None
+    return options.seed if options.shuffle is True else options.shuffle or None
 
 
 def mean_gradients(options, params, loader):

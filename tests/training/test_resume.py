@@ -82,6 +82,16 @@ def test_a_resumed_run_is_the_run_it_would_have_been(folder, capsys, step):
     assert val_losses(resumed) == val_losses(whole)[1 + step // 5 :] and len(val_losses(whole)) == 4
 
 
+def test_llmc_s_order_is_resumed_in_the_middle_of_an_epoch(folder):
+    constant = ("--lr-schedule", "constant", "--val-every", "0", "--sample-every", "0")
+    train("--out-dir", "other", *constant)
+    train("--out-dir", "straight", "--shuffle", "llmc", *constant)
+    train("-x", "7", "--shuffle", "llmc", *constant)
+    assert checkpoint.find("out").progress["position"] == [2, 5]
+    resume("out", "-x", "12")
+    assert contents("out", 12) == contents("straight", 12) != contents("other", 12)
+
+
 def test_more_steps_and_another_folder_are_allowed(folder):
     constant = ("--lr-schedule", "constant", "--val-every", "0", "--sample-every", "0")
     train("--out-dir", "long", "-x", "16", *constant)
@@ -101,6 +111,7 @@ def test_more_steps_and_another_folder_are_allowed(folder):
         (["--grad-accum-steps", "1"], "--grad-accum-steps was 3, not 1"),
         (["-l", "1"], "--learning-rate was 0.01, not 1.0"),
         (["--seed", "1", "--beta1", "0.8"], "--beta1 was 0.9, not 0.8; --seed was 1337, not 1"),
+        (["--shuffle", "llmc"], "--shuffle was True, not llmc"),
         (["--train-data", "train-1.bin"], r"--train-data: .*train-2.bin"),
         (["--val-data", "train-1.bin"], r"--val-data: .*(val|train-1).bin"),
     ],
