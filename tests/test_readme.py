@@ -31,7 +31,7 @@ SCRIPTS = {
     "bench/compare.py": "bench.compare",
     "bench/generate.py": "bench.generate",
 }
-MODULES = ("generate", "evaluate", "convert", "checkpoint", "verify", "profile")
+MODULES = ("prepare", "generate", "evaluate", "convert", "checkpoint", "verify", "profile")
 COMMANDS = [*(f"gpt2.{module}" for module in MODULES), "tests.soak"]  # started by python -m
 
 
@@ -187,7 +187,7 @@ def parse(name, arguments, monkeypatch):
 
 def test_every_option_named_in_the_text_exists(monkeypatch):
     known = set()
-    arguments = {"convert": ["a", "b"], "verify": ["a", "b"], "checkpoint": ["a"]}
+    arguments = {"prepare": ["a", "--name", "a"], "convert": ["a", "b"], "verify": ["a", "b"], "checkpoint": ["a"]}
     arguments |= {"evaluate": ["--model", "gpt2", "--data", "a"]}
     for name in [*SCRIPTS.values(), *COMMANDS]:
         with monkeypatch.context() as patch:

@@ -38,6 +38,15 @@ _LONG, _WORD_BYTES = 2**20, 64
 _LONG_RUN = re.compile(rf"(?<![{_SPACE}])[{_SPACE}]{{100000,}}")
 
 
+def cut_points(text, size):
+    """Yields the ends of a text's parts, all but the last of `size` characters or more; PATTERN cuts there, too."""
+    start = 0
+    while start < len(text):
+        cut = _CUT.search(text, start + size)
+        start = cut.start() if cut else len(text)
+        yield start
+
+
 class Encoding(tiktoken.Encoding):
     """A tiktoken.Encoding with PATTERN that encodes texts of any length and any content, to the same tokens."""
 
@@ -50,9 +59,7 @@ class Encoding(tiktoken.Encoding):
         Raises UserError if there is too little memory for a long word.
         """
         start = 0
-        while start < len(text):
-            cut = _CUT.search(text, start + _PART)
-            end = cut.start() if cut else len(text)
+        for end in cut_points(text, _PART):
             if end - start > _LONG:
                 size = _WORD_BYTES * len(text[start:end].encode(errors="surrogatepass"))
                 what = f"tokenising {end - start:,} characters without a break between words"

@@ -172,12 +172,17 @@ def write_tokens(path, tokens):
         write_token_file(file, tokens)
 
 
-def write_token_file(file, tokens):
-    """Writes a token file to an open file, as `write_tokens` does. Raises UserError if the header can't count them."""
+def write_token_file(file, tokens, vocabulary=None):
+    """Writes a token file to an open file, as `write_tokens` does. Raises UserError if the header can't count them.
+
+    vocabulary: the SHA-256 of the vocabulary, 64 hexadecimal digits, which the header holds after the count; None for
+    GPT-2's, as in llm.c's own files.
+    """
     if len(tokens) >= 2**31:
         raise UserError(f"{len(tokens):,} tokens are too many for a token file, at most {2**31 - 1:,}; split the text")
-    write_header(file, (TOKENS_MAGIC, TOKENS_VERSION, len(tokens)))
-    file.write(np.asarray(tokens, dtype="<u2").tobytes())
+    digest = np.frombuffer(bytes.fromhex(vocabulary or ""), "<i4")
+    write_header(file, (TOKENS_MAGIC, TOKENS_VERSION, len(tokens), *digest))
+    file.write(np.ascontiguousarray(tokens, dtype="<u2").data)
 
 
 class TokenFile:

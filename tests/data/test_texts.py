@@ -1,0 +1,156 @@
+"""Texts in the forms that people have: what becomes a document, and what is refused in a line."""
+
+import gzip
+import io
+import json
+import re
+import sys
+
+import pytest
+
+from gpt2.data import texts
+from gpt2.data.texts import Form, documents, expand
+from gpt2.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read(name, data, form=Form()):  # noqa: B008
+    """Returns the documents of a file with these contents, its pieces joined."""
+    with open(name, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+    found = []
+    for begins, text in documents(name, form):
+        if begins:
+            found.append("")
+        found[-1] += text
+    return found
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a", "a.log"])
+def test_a_plain_file_is_a_document(name):
+    assert read(name, "one\n\ntwo\n") == ["one\n\ntwo\n"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("line", ["one", "two", "three"]),
+        ("paragraph", ["one\n\n", "two\nthree"]),
+        ("two", ["one\n\n", "\nthree"]),
+        ("<|endoftext|>", ["one\n\ntwo\nthree"]),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 3, 2**20])
+def test_plain_text_is_cut_as_asked(monkeypatch, kind, expected, chunk):
+    monkeypatch.setattr(texts, "CHUNK", chunk)
+    assert read("a.txt", "one\n\ntwo\nthree", Form(kind)) == expected
+
+
+@pytest.mark.parametrize("kind", ["file", "line", "paragraph", "XX"])
+@pytest.mark.parametrize("piece", [1, 5, 30])
+def test_long_documents_come_in_pieces_that_are_the_whole(monkeypatch, kind, piece):
+    monkeypatch.setattr(texts, "CHUNK", 7)
+    monkeypatch.setattr(texts, "PIECE", piece)
+    text = "some words and more\nin lines \n\n of XX texts, and paragraphs\n\n\nXXend" * 5
+    separator = {"file": None, "line": "\n", "paragraph": "\n\n"}.get(kind, kind)
+    whole = text.split(separator) if separator else [text]
+    if kind == "paragraph":
+        whole = [f"{each}\n\n" for each in whole[:-1]] + whole[-1:]
+    assert read("a.txt", text, Form(kind)) == [each for each in whole if each.strip()]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 2**20])
+def test_marks_and_line_ends_are_those_of_unix(monkeypatch, chunk):
+    monkeypatch.setattr(texts, "CHUNK", chunk)
+    assert read("a.txt", b"\xef\xbb\xbfone\r\ntwo\rthree\xc3\xa9\r") == ["one\ntwo\nthreeé\n"]
+    assert read("a.txt", b"") == read("a.txt", b" \n") == []
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 2**20])
+@pytest.mark.parametrize(("data", "byte"), [(b"\xff", 0), (b"abc\xc3\xa9\xc3", 5), (b"abcd\xe4\xb8a", 4)])
+def test_what_is_not_utf_8_is_named_with_its_byte(monkeypatch, chunk, data, byte):
+    monkeypatch.setattr(texts, "CHUNK", chunk)
+    with pytest.raises(UserError, match=rf"^a\.txt: not UTF-8 at byte {byte}; "):
+        read("a.txt", data)
+
+
+def test_records_are_documents():
+    records = [{"text": "one\ntwo"}, {"text": "\u2028", "id": 3}, "three"]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    expected = ["one\ntwo", "\u2028", "three"]
+    assert read("a.jsonl", f"\n{lines}\n") == read("a.json", json.dumps(records)) == expected
+    assert read("a.json", '{"body": "x"}', Form(field="body")) == ["x"]
+    assert read("a.csv", 'id,text\n1,"one\n""two"""\n2,three\n') == ['one\n"two"', "three"]
+    assert read("a.csv", "body\none\n") == ["one"]
+    assert read("a.csv", "a,b\n1,2\n", Form(column="b")) == ["2"]
+    assert read("a.csv", f"text\n{'x' * 300_000}\n") == ["x" * 300_000]
+
+
+def test_compressed_files_are_read():
+    zstandard = pytest.importorskip("zstandard")
+    assert read("a.txt.gz", gzip.compress(b"one")) == ["one"]
+    assert read("a.jsonl.zst", zstandard.compress(b'{"text": "one"}')) == ["one"]
+    assert read("a.txt.zst", zstandard.compress(b"one") + zstandard.compress(b"two")) == ["onetwo"]
+    with pytest.raises(UserError, match=r"^a\.txt\.zst: damaged, or not compressed as its name says: "):
+        read("a.txt.zst", b"no")
+
+
+def test_a_zst_file_without_the_package_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(UserError, match=r"^a\.txt\.zst: needs the zstandard package: "):
+        read("a.txt.zst", b"x")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "form", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text"', Form(), "a.jsonl: line 2: not JSON: "),
+        (
+            "a.jsonl",
+            '{"body": "a"}',
+            Form(),
+            "a.jsonl: line 1: no field 'text', but ['body']; name it with --text-field",
+        ),
+        ("a.jsonl", '{"text": 3}', Form(), "a.jsonl: line 1: 3, expected a text"),
+        ("a.jsonl", '{"text": "\\ud800"}', Form(), "a.jsonl: line 1: half of a surrogate pair"),
+        ("a.jsonl", "[" * 100_000, Form(), "a.jsonl: line 1: "),
+        ("a.json", "[1", Form(), "a.json: not JSON: "),
+        ("a.json", "[null]", Form(), "a.json: record 1: None, expected a text"),
+        ("a.csv", "a,b\n1,2\n", Form(), "a.csv: no column 'text', but ['a', 'b']; name it with --text-column"),
+        ("a.csv", "", Form(), "a.csv: no column 'text', but []; "),
+        ("a.csv", "a,text\n1\n", Form(), "a.csv: line 2: 1 values, the header has 2"),
+        ("a.csv", 'text\n"a', Form(), "a.csv: line 2: unexpected end of data"),
+        ("a.csv", "text\na\n", Form("line"), "a.csv: --documents is for plain text"),
+        ("a.txt.gz", b"no", Form(), "a.txt.gz: damaged, or not compressed"),
+        ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], Form(), "a.txt.gz: damaged, or not compressed"),
+    ],
+)
+def test_bad_files_are_named_in_a_line(name, data, form, message):
+    with pytest.raises(UserError, match=f"^{re.escape(message)}") as error:
+        read(name, data, form)
+    assert "\n" not in str(error.value)
+
+
+def test_inputs_are_files_folders_and_globs(folder):
+    (folder / "in" / "deep").mkdir(parents=True)
+    for name in ("b.txt", "a.jsonl.gz", ".hidden.txt", "image.png", "deep/c.md", "x.txt.zst"):
+        (folder / "in" / name).touch()
+    assert expand(["in"]) == ["in/a.jsonl.gz", "in/b.txt", "in/deep/c.md", "in/x.txt.zst"]
+    assert expand(["in/*.txt", "-", "in/image.png"]) == ["in/b.txt", "-", "in/image.png"]
+    assert expand(["in/**/*.md"]) == ["in/deep/c.md"]
+    for inputs, message in ((["no.txt"], "no.txt: no such file"), (["in/b.txt", "in/b.txt"], "in/b.txt: given twice")):
+        with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+            expand(inputs)
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match=r"^empty: no texts in this folder"):
+        expand(["empty"])
+
+
+def test_standard_input_is_plain_text(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\r\n")))
+    assert list(documents("-", Form())) == [(True, "one\n")]

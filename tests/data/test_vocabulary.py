@@ -1,0 +1,126 @@
+"""Vocabularies: any text comes back, a byte's tokens are its bytes, the same texts give the same vocabulary."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2.data import vocabulary
+from gpt2.data.vocabulary import END_OF_TEXT, byte_pairs, characters, load_vocabulary
+from gpt2.errors import UserError
+
+TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 20
+ANY = "é\u4e16\U0001f600 \u0301\x00\t\r\n  <|endoftext|> \ufffd"
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return byte_pairs([TEXT], 300)
+
+
+def test_byte_pairs_give_any_text_back(pairs):
+    assert (pairs.size, pairs.begin, pairs.end, pairs.pad) == (300, 299, 299, None)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.text())
+    def holds(text):
+        tokens = pairs.encode(text)
+        assert pairs.decode(tokens) == text
+        assert b"".join(pairs.token_bytes[token] for token in tokens) == text.encode()
+
+    holds()
+    assert pairs.decode(pairs.encode(ANY)) == ANY
+    assert len(pairs.encode(TEXT)) < len(TEXT) / 2
+
+
+def test_a_text_that_spells_a_control_token_does_not_contain_it(pairs):
+    for each in (pairs, characters([TEXT + END_OF_TEXT])):
+        tokens = each.encode(f"to{END_OF_TEXT}be")
+        assert each.end not in tokens and each.decode(tokens) == f"to{END_OF_TEXT}be"
+        assert each.decode([each.end]) == END_OF_TEXT and each.token_bytes[each.end] == b""
+
+
+def test_several_texts_are_encoded_as_one_by_one(pairs):
+    assert pairs.encode_all([TEXT, ANY, ""]) == [pairs.encode(text) for text in (TEXT, ANY, "")]
+
+
+def test_the_same_texts_give_the_same_vocabulary(pairs):
+    assert byte_pairs(iter([TEXT]), 300).sha256 == pairs.sha256
+    assert byte_pairs([TEXT + "x"], 299).sha256 != pairs.sha256
+
+
+def test_characters_are_tokens():
+    words = characters(["ab", "cé\n", "b"])
+    assert words.size == 6 and words.encode("\nabcé") == [0, 1, 2, 3, 4]
+    assert words.decode([0, 1, 2, 3, 4]) == "\nabcé"
+    assert words.token_bytes == [b"\n", b"a", b"b", b"c", "é".encode(), b""]
+
+
+def test_a_character_that_is_missing_is_named_with_its_place():
+    words = characters(["ab\n"])
+    for encode in (words.encode, lambda text, source: words.encode_all(["a", text], source)):
+        with pytest.raises(
+            UserError, match=re.escape("mine.txt: the vocabulary has no 'é' (U+00E9, line 2, character 3")
+        ):
+            encode("ab\nabéx", "mine.txt")
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (256, "bpe:256: choose a size from 257"),
+        (65_537, "bpe:65537: choose a size"),
+        (60_000, "bpe:60000: the text allows "),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(size, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        byte_pairs([TEXT], size)
+
+
+def test_too_many_characters_are_refused():
+    with pytest.raises(UserError, match="different characters"):
+        characters(["".join(map(chr, range(0x10000, 0x10000 + vocabulary.LARGEST)))])
+
+
+def test_a_saved_vocabulary_is_the_same(pairs, tmp_path):
+    pairs.save(tmp_path)
+    loaded = load_vocabulary(tmp_path)
+    assert loaded.sha256 == pairs.sha256 and loaded.encode(TEXT) == pairs.encode(TEXT)
+    assert (loaded.size, loaded.begin, loaded.end) == (pairs.size, pairs.begin, pairs.end)
+
+
+@pytest.mark.parametrize(
+    ("file", "contents", "message"),
+    [
+        ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer that the tokenizers library can read"),
+        ("tokenizer.json", "\udcff", "tokenizer.json: not a tokenizer"),
+        ("tokenizer.json", None, "tokenizer.json: No such file"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json: not JSON"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json: a JSON object expected"),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "none"}',
+            "tokenizer.json: its eos_token 'none' is not one of its tokens",
+        ),
+        ("tokenizer_config.json", '{"eos_token": 3}', "tokenizer.json: its eos_token 3 is not"),
+    ],
+)
+def test_a_damaged_vocabulary_is_named(pairs, tmp_path, file, contents, message):
+    pairs.save(tmp_path)
+    if contents is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_bytes(contents.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path / message))}") as error:
+        load_vocabulary(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_control_tokens_may_be_given_as_objects(pairs, tmp_path):
+    pairs.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": {"content": END_OF_TEXT}}))
+    loaded = load_vocabulary(tmp_path)
+    assert (loaded.begin, loaded.end) == (299, None)
