@@ -9,6 +9,7 @@ import numpy as np
 
 from gpt2.errors import run_command
 from gpt2.formats.llmc import State, read_state
+from gpt2.machine import available_threads, set_threads
 from gpt2.model import GPT2
 
 LOGITS_LIMIT = 1e-3  # largest absolute difference
@@ -56,6 +57,7 @@ def main():
     parser.add_argument("state", metavar="STATE.bin", help="reference state: inputs, targets, logits, loss, gradients")
     arguments = parser.parse_args()
 
+    set_threads(available_threads())
     model = GPT2.load(arguments.model)
     reference = read_state(arguments.state, model.config)
     rows = compare(run_model(model, reference.inputs, reference.targets), reference)

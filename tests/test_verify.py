@@ -1,5 +1,7 @@
 """The comparison with a reference state: differences, limits, and the command's table and exit status."""
 
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -136,3 +138,10 @@ def test_a_real_model_agrees_with_itself_and_not_with_another(tmp_path, monkeypa
     status, table = run(monkeypatch, capsys, tmp_path / "model1.bin", tmp_path / "state0.bin")
     assert status == 1
     assert table["dqkvw"].endswith("FAIL")
+
+
+def test_threads_that_cannot_start_are_refused_in_a_line():
+    command = [sys.executable, "-m", "gpt2.verify", "model.bin", "state.bin"]
+    environment = os.environ | {"OMP_STACKSIZE": "64k"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.startswith("error: OMP_STACKSIZE: ") and done.stderr.count("\n") == 1
