@@ -22,7 +22,7 @@ def available_threads():
 
 
 def set_threads(n):
-    """Makes all kernels run on `n` threads.
+    """Makes the kernels that this Python thread calls run on `n` threads.
 
     Raises UserError unless 1 <= n <= the threads that Numba may start, and where those cannot start.
     """

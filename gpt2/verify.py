@@ -13,6 +13,7 @@ from gpt2.data.dataloader import DataLoader
 from gpt2.errors import UserError, run_command
 from gpt2.formats.llmc import State, read_state, write_state
 from gpt2.inference.evaluation import LLMC_B, LLMC_T
+from gpt2.machine import available_threads, set_threads
 from gpt2.model import GPT2
 
 LOGITS_LIMIT = 1e-3  # largest absolute difference
@@ -87,6 +88,7 @@ def main():
     if arguments.write is None and (B, T) != (None, None):
         parser.error("--batch-size and --seq-len go with --write")
 
+    set_threads(available_threads())
     model = GPT2.load(arguments.model)
     if arguments.write is not None:
         B, T = LLMC_B if B is None else B, LLMC_T if T is None else T

@@ -1,6 +1,8 @@
 """The comparison with a reference state: differences, limits, and the command's table and exit status."""
 
+import os
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -221,3 +223,10 @@ def test_a_batch_without_write_is_a_usage_error(folder, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         run_command(verify.main)
     assert caught.value.code == 2 and "go with --write" in capsys.readouterr().err
+
+
+def test_threads_that_cannot_start_are_refused_in_a_line():
+    command = [sys.executable, "-m", "gpt2.verify", "model.bin", "state.bin"]
+    environment = os.environ | {"OMP_STACKSIZE": "64k"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.startswith("error: OMP_STACKSIZE: ") and done.stderr.count("\n") == 1

@@ -13,6 +13,7 @@ from gpt2.inference.decoder import Decoder
 from gpt2.kernels.engine import jit
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW, gradient_norm
+from gpt2.output import lossy_output
 
 # The child imports the parent's modules, wherever the parent found them.
 _CHILD = "import sys; sys.path[:] = {!r}; from gpt2.inference.warmup import compile_kernels; compile_kernels({!r})"
@@ -31,6 +32,7 @@ def prepare_kernels():
     decoder.reorder([1, 0])
 
 
+@lossy_output()
 def compile_in_child(folder):
     """Runs prepare_kernels() in a child process, which leaves the compiled kernels in the folder.
 

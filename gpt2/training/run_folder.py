@@ -80,6 +80,8 @@ def set_aside_earlier_run(path, stack, needed=()):
         ) from error
     print(f"{path} held an earlier run, which is now in {aside.name}", flush=True)
     stack.enter_context(locked(path))
+    with contextlib.suppress(OSError):
+        os.unlink(aside / LOCK)  # this run's until now: the earlier one may be resumed meanwhile
 
 
 def _reason_to_stay(folder, needed):
@@ -98,8 +100,8 @@ def _made(folder):
     """Makes a folder and its parents. At the end removes those that were not there before, if they are empty."""
     missing = []
     try:
-        missing += itertools.takewhile(lambda each: not each.exists(), [folder, *folder.parents])
         try:
+            missing += itertools.takewhile(lambda each: not each.exists(), [folder, *folder.parents])
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise from_os_error(error, folder) from error

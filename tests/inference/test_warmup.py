@@ -145,6 +145,13 @@ def test_a_child_that_is_killed_is_survived(monkeypatch, printed):
     )
 
 
+def test_without_a_standard_error_the_child_is_waited_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(warmup, "_CHILD", f"print('one'); open({str(tmp_path / 'done')!r}, 'w')")
+    monkeypatch.setattr(sys, "stderr", None)  # closed before Python started
+    warmup.compile_in_child(pathlib.Path())
+    assert (tmp_path / "done").exists()
+
+
 def test_a_child_that_cannot_be_started_is_survived(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert "failed (No such file or directory)" in fill(monkeypatch, "", io.StringIO())

@@ -285,8 +285,23 @@ def test_an_earlier_run_is_renamed_with_all_its_files(tmp_path, capsys, name):
         assert set_aside(out) == beside
         assert os.listdir(out) == []
         assert (tmp_path / f"out-{number}" / name).read_text() == f"run {number}"
-        assert (tmp_path / f"out-{number}" / "metrics.jsonl").exists()
+        assert sorted(os.listdir(tmp_path / f"out-{number}")) == ["metrics.jsonl", name]
         assert capsys.readouterr().out == f"{out} held an earlier run, which is now in out-{number}\n"
+
+
+def test_an_earlier_run_that_was_set_aside_is_free(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model_00000004.bin").touch()
+    with contextlib.ExitStack() as stack:
+        set_aside_earlier_run(locked_folder(tmp_path / "out", stack), stack)
+        with locked(tmp_path / "out-1"):
+            require_lock(tmp_path / "out")
+            require_lock(tmp_path / "out-1")
+
+
+def test_a_folder_that_cannot_be_looked_for_is_an_error_in_a_line(tmp_path):
+    with pytest.raises(UserError, match=r"^.*/x+: File name too long$"), contextlib.ExitStack() as stack:
+        locked_folder(tmp_path / ("x" * 300), stack)
 
 
 def test_a_folder_without_checkpoints_stays_where_it_is(tmp_path, capsys):

@@ -1,7 +1,8 @@
 """The on-disk cache of the kernels' machine code: folders that can be trusted, and files that are verified.
 
 A file holds one compiled function: the SHA-256 of what follows, then a pickle of the function's key and its code.
-Unpickling executes what it reads, so only files and folders count that the user or root owns and others cannot write.
+Unpickling executes what it reads, so a file and its folder must belong to the user or root, and nobody else may be able
+to write to them.
 """
 
 import atexit
@@ -25,9 +26,9 @@ from gpt2.kernels.engine import interrupts
 from gpt2.kernels.engine.target import PACKAGE, code_key
 
 DIGEST_BYTES = 32
-# Folders of other versions or CPUs that stay, the latest used.
+# How many folders of other versions or CPUs are kept: those used last.
 KEPT = 7
-# Bytes: more than all kernels take, which is 3 MB.
+# Bytes a folder must have room for: more than the 3 MB that all kernels take.
 ROOM = 2**23
 _FOLDER = re.compile(r"kernels-[0-9a-f]{16}")
 
@@ -36,10 +37,8 @@ class Folders:
     """Where this process reads compiled kernels from, and where it stores them."""
 
     def __init__(self):
-        user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        shared = [PACKAGE / "__pycache__", pathlib.Path(user_cache) / "gpt2-kernels"]
-        roots = [pathlib.Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else shared
-        self._lasting = [root.absolute() / f"kernels-{code_key()}" for root in roots]
+        roots = [numba.config.CACHE_DIR] if numba.config.CACHE_DIR else [PACKAGE / "__pycache__", *_user_cache()]
+        self._lasting = [pathlib.Path(root).absolute() / f"kernels-{code_key()}" for root in roots]
         self.readable = list(self._lasting)
         self.writable = None
         self.chosen = False
@@ -53,7 +52,7 @@ class Folders:
     def choose(self):
         """Chooses the folder to store kernels in, once: the first with room for them, or a temporary one.
 
-        A temporary one, or none at all, gets a warning.
+        Warns if it is a temporary one, or if there is none.
         """
         self.chosen, problems = True, []
         for folder in self._lasting:
@@ -94,7 +93,7 @@ class Folders:
         return None
 
     def store(self, name, contents):
-        """Writes a file, at once or not at all. Raises OSError."""
+        """Writes a file atomically. Raises OSError."""
         descriptor, temporary = tempfile.mkstemp(dir=self.writable)
         try:
             with open(descriptor, "wb") as file:
@@ -114,6 +113,13 @@ class Folders:
                 os.utime(folder)
 
 
+def _user_cache():
+    """Returns a list of the user's own folder for the kernels: empty if there is no home folder."""
+    folders = os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")
+    # The XDG specification has relative paths ignored; without a home folder, "~" stays as it is.
+    return [os.path.join(folder, "gpt2-kernels") for folder in folders if os.path.isabs(folder)][:1]
+
+
 def _make_private(folder):
     """Makes a folder and its missing parents, writable by the user alone.
 
@@ -121,7 +127,7 @@ def _make_private(folder):
     """
     for missing in [*reversed(folder.parents), folder]:
         if not missing.is_dir():
-            # Beside the package's sources, whoever can read those may read their code.
+            # Beside the package's sources, whoever can read those may read the compiled code.
             missing.mkdir(mode=0o755 if PACKAGE in missing.parents else 0o700, exist_ok=True)
     if not _is_trusted(folder.lstat(), stat.S_ISDIR):
         raise PermissionError(errno.EPERM, "another user owns it or can write to it")
@@ -147,7 +153,7 @@ def _read_trusted(folder, path):
 
 
 def _remove_old(folder):
-    """Removes what other versions left beside a folder, but for those used last."""
+    """Removes the folders of other versions or CPUs beside a folder, except those used last."""
     with contextlib.suppress(OSError):
         others = [each for each in folder.parent.iterdir() if _FOLDER.fullmatch(each.name) and each != folder]
         for other in sorted(others, key=lambda path: path.lstat().st_mtime, reverse=True)[KEPT:]:
@@ -164,7 +170,7 @@ folders = None if numba.config.DISABLE_JIT else Folders()
 
 
 class _Locator(caching._SourceFileBackedLocatorMixin, caching._CacheLocator):
-    """Gives Numba the hash of a function's source file. The folders are not its business."""
+    """Gives Numba the hash of a function's source file. The folders are chosen by `Folders`."""
 
     def __init__(self, function, file):
         self._py_file, self._lineno = file, function.__code__.co_firstlineno
@@ -225,9 +231,9 @@ class KernelCache(caching.FunctionCache):
             folders.choose()
             code = super().load_overload(sig, target_context)
         if code is None and folders.writable and KernelCache.compile_elsewhere:
-            compile_elsewhere, KernelCache.compile_elsewhere = KernelCache.compile_elsewhere, None
             with interrupts.allowed():
-                compile_elsewhere(folders.writable)
+                KernelCache.compile_elsewhere(folders.writable)
+            KernelCache.compile_elsewhere = None  # only now: after Ctrl-C, the next call tries again
             code = super().load_overload(sig, target_context)
         return code
 

@@ -14,17 +14,22 @@ def _note(number, frame):
 @contextlib.contextmanager
 def deferred():
     """A context that ends with KeyboardInterrupt if Ctrl-C was pressed inside, instead of being interrupted there."""
-    with _handled_by(signal.default_int_handler, _note) as installed:
-        yield
-    if installed and _noted:
-        _noted.clear()
-        raise KeyboardInterrupt
+    installed = False
+    try:
+        with _handled_by(signal.default_int_handler, _note) as installed:
+            yield
+    finally:
+        if installed and _noted:
+            _noted.clear()
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def allowed():
-    """A context inside `deferred` that Ctrl-C does interrupt."""
-    with _handled_by(_note, signal.default_int_handler):
+    """A context inside `deferred` that Ctrl-C does interrupt; it is not entered if Ctrl-C was pressed before."""
+    with _handled_by(_note, signal.default_int_handler) as installed:
+        if installed and _noted:
+            raise KeyboardInterrupt
         yield
 
 

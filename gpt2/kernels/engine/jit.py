@@ -22,9 +22,10 @@ FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
 
 def on_cache_miss(compile_elsewhere):
-    """Registers a function to call once, when code is first found missing in the cache, with the folder for it.
+    """Registers a function to call with the cache's folder when code is first found missing there.
 
-    It may fill the folder. What is missing after that is compiled in this process.
+    It may fill the folder, but not call kernels itself. Once it has returned, it is not called again: what is still
+    missing is compiled in this process.
     """
     KernelCache.compile_elsewhere = compile_elsewhere
 
@@ -51,11 +52,11 @@ class _WideVectorLibrary(codegen.JITCodeLibrary):
     def add_ir_module(self, ir_module):
         for function in ir_module.functions:
             if not function.is_declaration:
-                set.add(function.attributes, '"prefer-vector-width"="512"')  # a set that knows no string attributes
+                set.add(function.attributes, '"prefer-vector-width"="512"')  # its own add() refuses string attributes
         super().add_ir_module(ir_module)
 
 
-# Explicit settings of the user's stand.
+# The user's explicit settings take precedence.
 _WIDE_VECTORS = (numba.config.CPU_NAME, numba.config.CPU_FEATURES) == (None, None) and "+avx512f" in target_features()
 
 

@@ -22,6 +22,7 @@ _SETTINGS = (
     "ENABLE_AVX",
     "BOUNDSCHECK",
     "DEBUGINFO_DEFAULT",
+    "USING_SVML",
 )
 
 
@@ -40,7 +41,8 @@ def code_key():
     """
     key = hashlib.sha256()
     for source in sorted(PACKAGE.rglob("*.py")):
-        key.update(source.read_bytes())
+        if source.is_file():  # Emacs marks a file that is being edited with a dangling link, .#NAME.py
+            key.update(source.read_bytes())
     for package in ("numba", "llvmlite", "numpy"):
         key.update(importlib.metadata.version(package).encode())
     key.update(f"{sys.version} {llvmlite.binding.get_host_cpu_name()} {sorted(target_features())}".encode())

@@ -12,7 +12,7 @@ from numba.extending import overload
 
 # Bytes of stack that a thread needs: the arrays of a product (350 kB) and what surrounds them.
 STACK_BYTES = 2**19
-MOST_THREADS = 1024  # libgomp crashes at some thousands
+MOST_THREADS = 1024  # libgomp crashes with a few thousand
 
 _running = False
 _forked = False
@@ -26,7 +26,10 @@ def max_threads():
 
 
 def set_threads(n):
-    """Sets the number of threads of all kernels, 1 <= n <= max_threads(). Raises RuntimeError as `start` does."""
+    """Sets the number of threads of the kernels that this Python thread calls, 1 <= n <= max_threads().
+
+    Raises RuntimeError as `start` does.
+    """
     start()
     numba.set_num_threads(n)
 

@@ -158,6 +158,23 @@ print(cache.folders.find("a"))
     assert [path.name for path in made[-1].iterdir()] == ["a"]
 
 
+HOMELESS = """
+import os.path
+os.path.expanduser = lambda path: path  # as where there is neither $HOME nor an entry in the list of users
+from gpt2.kernels.engine import cache
+print(*cache.folders.readable, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("name", ["", "relative", "absolute"])
+def test_the_users_cache_is_never_below_the_working_folder(tmp_path, name):
+    chosen = str(tmp_path / "cache") if name == "absolute" else name
+    out, _ = run("", HOMELESS, cwd=tmp_path, env={"XDG_CACHE_HOME": chosen})
+    expected = [PACKAGE / "__pycache__" / NAME]
+    expected += [tmp_path / "cache" / "gpt2-kernels" / NAME] if name == "absolute" else []
+    assert out.splitlines() == [*map(str, expected)]
+
+
 @pytest.mark.slow
 def test_without_a_folder_code_goes_to_a_temporary_one(tmp_path):
     (tmp_path / "file").touch()

@@ -38,6 +38,18 @@ def test_an_interrupt_waits_for_the_end_of_the_context():
         interrupt()
 
 
+def test_an_interrupt_before_an_error_is_reported_instead_of_it_and_not_later():
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred():
+        interrupt()
+        1 / 0  # noqa: B018
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred():
+        interrupt()
+        with interrupts.allowed():
+            pytest.fail("not interrupted")
+    with interrupts.deferred():
+        pass
+
+
 def test_an_interrupt_acts_at_once_where_it_is_allowed():
     with pytest.raises(KeyboardInterrupt), interrupts.deferred(), interrupts.allowed():
         interrupt()

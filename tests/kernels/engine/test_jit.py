@@ -12,7 +12,7 @@ import pytest
 from numba import prange
 from numba.core.caching import NullCache
 
-from gpt2.kernels.engine import jit
+from gpt2.kernels.engine import jit, target
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 IMPORTER = """
@@ -68,6 +68,30 @@ def test_the_hook_runs_once_for_missing_code_which_is_then_compiled_here(tmp_pat
     assert execute(HOOK, tmp_path) == ["4.0 5.0", "0 2"]
 
 
+INTERRUPTED = """
+import os, signal
+
+calls = []
+def hook(folder):
+    calls.append(folder)
+    if len(calls) == 1:
+        os.kill(os.getpid(), signal.SIGINT)
+
+jit.on_cache_miss(hook)
+try:
+    sum_of_squares(np.ones(4, np.float32))
+except KeyboardInterrupt:
+    print("interrupted")
+print(sum_of_squares(np.ones(4, np.float32)), sum_of_squares(np.ones(5)), len(calls))
+"""
+
+
+@pytest.mark.slow
+def test_the_hook_runs_again_after_an_interrupt(tmp_path):
+    imports = HOOK.partition("\njit.")[0]
+    assert execute(imports + INTERRUPTED, tmp_path) == ["interrupted", "4.0 5.0 2"]
+
+
 @pytest.mark.slow
 def test_code_that_the_hook_leaves_in_the_cache_is_loaded(tmp_path):
     fill = HOOK.replace('print("hook")', "subprocess.run([sys.executable, '-c', fill])")
@@ -80,6 +104,17 @@ def test_the_cache_key_changes_with_the_target():
     assert execute(KEY) == execute(KEY) == [jit.code_key()]
     assert execute(KEY, NUMBA_OPT="2") != execute(KEY)
     assert execute(KEY, NUMBA_CPU_NAME="generic") != execute(KEY)
+    assert execute(f"import numba; numba.config.USING_SVML = True; {KEY}") != execute(KEY)
+
+
+def test_the_link_by_which_an_editor_marks_a_file_is_no_source(monkeypatch, tmp_path):
+    monkeypatch.setattr(target, "PACKAGE", tmp_path)
+    key = target.code_key.__wrapped__
+    before = key()
+    (tmp_path / ".#kernel.py").symlink_to("user@host.1")
+    assert key() == before
+    (tmp_path / "kernel.py").write_text("a = 1")
+    assert key() != before
 
 
 @pytest.mark.slow
