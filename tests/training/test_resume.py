@@ -186,7 +186,7 @@ def test_what_changes_the_last_digits_or_the_learning_rate_is_said(folder, monke
     monkeypatch.setattr(resuming, "code_identity", lambda: "7")
     resume("parts", "-x", "9")
     printed = capsys.readouterr().out
-    assert re.search(r"\(low-order digits may differ .*: kernels '\w+' -> 7\)", printed)
+    assert re.search(r"\(low-order digits may differ .*: kernels '[\w-]+' -> 7\)", printed)
     assert "the learning rate continues as if the run had been one of 9 steps" in printed
 
 
