@@ -73,7 +73,7 @@ def save(folder, model, optimizer, progress, keep):
     require_lock(folder)
     model_path, state_path = checkpoint_paths(folder, step)
     with atomic_write(model_path) as file, HashedFile(file) as hashed:
-        write_model(hashed, model.config, model.params_flat)
+        write_model(hashed, model.config, model.params_flat, untrained=model.is_untrained)
         model_record = _record(hashed)
         require_lock(folder)  # once more before each file gets its name: writing takes seconds
     facts = {"progress": progress, "optimizer_steps": optimizer.steps, "model": model_record}

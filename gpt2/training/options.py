@@ -8,6 +8,7 @@ import typing
 
 import numpy as np
 
+from gpt2.config import PRESETS
 from gpt2.errors import UserError, safe_repr
 from gpt2.machine import available_threads
 from gpt2.optimizer import SCHEDULES
@@ -52,6 +53,7 @@ FRACTION = Kind(float, lambda value: type(value) is float and 0 <= value <= 1, "
 DECAY = real(0, below=1, expected="a number from 0, below 1")
 SWITCH = Kind(bool, lambda value: isinstance(value, bool), "True or False")
 SCHEDULE = Kind(str, lambda value: isinstance(value, str) and value in SCHEDULES, "one of ")  # and those there are
+SIZE = Kind(str, lambda value: isinstance(value, str) and value in PRESETS, f"one of {', '.join(PRESETS)}")
 PATHS = Kind(
     str,
     lambda value: isinstance(value, tuple) and value and all(map(PATH.contains, value)),
@@ -72,9 +74,16 @@ def _option(group, default, kind, help_text, metavar=None, short=None, on_resume
 # batch; unclipped, the norm of a gradient could be above 300.
 FINE_TUNING = {"learning_rate": 1e-4, "warmup_steps": 0, "grad_clip": 0.0}
 FROM_SCRATCH = {"learning_rate": 3e-4, "warmup_steps": 10, "grad_clip": 1.0}
+SEQ_LEN, MAX_STEPS = 64, 40  # defaults, unless the model's context is shorter, or --epochs counts the steps
+# The options that size a model of random weights -> the size that each replaces.
+SIZES = {"layers": "L", "heads": "NH", "channels": "C", "context": "maxT"}
 
 _DATA, _BATCH, _OPTIMIZER = "model and data", "batches and steps", "optimizer"
 _SHOWN, _RUN = "validation and samples", "the run"
+
+
+def _size(help_text, metavar):
+    return _option(_DATA, None, whole(1), help_text, metavar, shown_default="that of --size")
 
 
 def _recipe_default(name):
@@ -97,6 +106,18 @@ class TrainOptions:
         "Face hub), a model file, the folder of a run, a Hugging Face folder, or random weights",
         "NAME|FILE.bin|DIR|scratch",
     )
+    size: str | None = _option(
+        _DATA,
+        None,
+        SIZE,
+        f"sizes of a model of random weights, with --init scratch as the next four: {', '.join(PRESETS)}",
+        "NAME",
+        shown_default="gpt2",
+    )
+    layers: int | None = _size("its layers", "L")
+    heads: int | None = _size("its attention heads in a layer", "NH")
+    channels: int | None = _size("its channels, a multiple of the heads", "C")
+    context: int | None = _size("the longest sequence that it takes, in tokens", "T")
     train_data: tuple[str, ...] | None = _option(
         _DATA,
         None,
@@ -118,9 +139,28 @@ class TrainOptions:
     shuffle: bool = _option(_DATA, False, SWITCH, "read the training data in another order each epoch, drawn by --seed")
 
     batch_size: int = _option(_BATCH, 4, whole(1), "sequences in a batch", "B", "-b")
-    seq_len: int = _option(_BATCH, 64, whole(1), "tokens in a sequence", "T", "-t")
+    seq_len: int | None = _option(
+        _BATCH,
+        None,
+        whole(1),
+        "tokens in a sequence",
+        "T",
+        "-t",
+        shown_default=f"{SEQ_LEN}, or as many as the model takes",
+    )
     grad_accum_steps: int = _option(_BATCH, 1, whole(1), "micro-batches whose gradients make one update", "N")
-    max_steps: int = _option(_BATCH, 40, whole(0), "updates", "N", "-x", on_resume=FREE)
+    max_steps: int | None = _option(
+        _BATCH, None, whole(0), "updates", "N", "-x", on_resume=FREE, shown_default=MAX_STEPS
+    )
+    epochs: int | None = _option(
+        _BATCH,
+        None,
+        whole(1),
+        "instead of --max-steps: as many updates as it takes to go through the training data N times",
+        "N",
+        on_resume=FREE,
+        shown_default="none",
+    )
     overfit_single_batch: bool = _option(_BATCH, False, SWITCH, "train on the first batch only, to see it memorised")
 
     learning_rate: float | None = _option(
@@ -209,6 +249,8 @@ class TrainOptions:
             if not (kind.contains(value) or (value is None and field.default is None)):
                 expected = kind.expected + (", ".join(SCHEDULES) if kind is SCHEDULE else "")
                 raise UserError(f"{flag(field.name)} {safe_repr(value)}: expected {expected}")
+        if self.epochs is not None and self.max_steps is not None:
+            raise UserError("--epochs and --max-steps both say how long the run is; give one of them")
 
     @classmethod
     def from_saved(cls, saved):
@@ -222,25 +264,27 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """The choices a run made where its options leave one: token files, and the three of FINE_TUNING."""
+    """The choices a run made where its options leave one: token files, the three of FINE_TUNING, two lengths."""
 
     train_data: tuple[str, ...]
     val_data: tuple[str, ...] | None  # None: the run never validated
     learning_rate: float
     warmup_steps: int
     grad_clip: float
+    seq_len: int
+    max_steps: int
 
     @classmethod
     def from_saved(cls, progress):
         """Returns that of a checkpoint's run. Raises KeyError, TypeError or UserError if there is none.
 
-        The first form of checkpoints had it among the options.
+        Earlier forms of checkpoints had some of it, or all, among the options.
         """
-        source = progress["resolved"] if "resolved" in progress else progress["options"]
+        source = progress["options"] | progress.get("resolved", {})
         values = {field.name: source[field.name] for field in dataclasses.fields(cls)}
         checked = TrainOptions(**values)
         resolved = cls(**{name: getattr(checked, name) for name in values})
-        if None in (resolved.train_data, resolved.learning_rate, resolved.warmup_steps, resolved.grad_clip):
+        if None in dataclasses.asdict(dataclasses.replace(resolved, val_data=())).values():
             raise UserError("a choice that was never made")
         return resolved
 
