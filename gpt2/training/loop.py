@@ -88,6 +88,7 @@ def _take_steps(run, on_step):
     report.describe(options, state, run.val_loader)
     _prepare_kernels()
     run.open_metrics()
+    run.open_best()
     if state.step >= run.max_steps and run.found:
         print(f"nothing is left to do after step {state.step}: --max-steps makes the run longer")
     lines = report.StepLines(state.step, run.max_steps)
@@ -95,7 +96,7 @@ def _take_steps(run, on_step):
         complete = True
         if state.record and run.metrics.last_step != state.step:  # step 0, or a step that was saved, but no more
             complete = _after_step(run, stop, on_step, result)
-        while state.step < run.max_steps and not stop.received:
+        while not run.is_over and not stop.received:
             record = train_step(state, options)
             result.train_losses[state.step] = record["train_loss"]
             with _saved_if_it_fails(run):
@@ -106,11 +107,15 @@ def _take_steps(run, on_step):
                 complete = _after_step(run, stop, on_step, result)
         if state.step or run.max_steps == 0:
             run.save()
-        if state.step < run.max_steps or not complete:
+        if not (run.is_over and complete):
             result.signal = stop.received
             if run.saved is None:
                 return result
             print(f"resume with: {run.resume_command}", flush=True)
+        else:
+            run.finish()
+            if run.out_of_patience:
+                report.show_end_by_patience(state)
         _draw(run.metrics)
     return result
 
@@ -124,7 +129,8 @@ def _after_step(run, stop, on_step, result):
         if loss is None:
             return False
         record["val_loss"] = result.val_losses[state.step] = loss
-        state.note_loss("val_loss", loss)
+        if state.note_validation(loss) and run.best:
+            run.save_best()
     sample = run.sampler and state.step and (last or _due(state.step, options.sample_every))
     if sample and not run.sampler.show(state.step, stop):
         return False

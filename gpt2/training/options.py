@@ -161,6 +161,9 @@ class TrainOptions:
         on_resume=FREE,
         shown_default="none",
     )
+    patience: int = _option(
+        _BATCH, 0, whole(0), "end the run after N validations without a new lowest loss, 0: off", "N", on_resume=FREE
+    )
     overfit_single_batch: bool = _option(_BATCH, False, SWITCH, "train on the first batch only, to see it memorised")
 
     learning_rate: float | None = _option(
@@ -236,6 +239,13 @@ class TrainOptions:
         _RUN, 200, whole(0), "steps between checkpoints, 0: only at the end", "N", on_resume=FREE
     )
     keep: int = _option(_RUN, 2, whole(1), "checkpoints that stay, the newest ones", "N", on_resume=FREE)
+    keep_best: bool = _option(
+        _RUN,
+        False,
+        SWITCH,
+        "keep the checkpoint of the lowest validation loss, too, in the folder best inside --out-dir",
+        on_resume=FREE,
+    )
     seed: int = _option(_RUN, 1337, whole(0), "of random weights, samples and --shuffle", "N")
     threads: int = _option(
         _RUN, available_threads, whole(1), "the result does not depend on it", "N", on_resume=PROCESS
@@ -251,6 +261,9 @@ class TrainOptions:
                 raise UserError(f"{flag(field.name)} {safe_repr(value)}: expected {expected}")
         if self.epochs is not None and self.max_steps is not None:
             raise UserError("--epochs and --max-steps both say how long the run is; give one of them")
+        for name in ("keep_best", "patience"):
+            if getattr(self, name) and not self.val_every:
+                raise UserError(f"{flag(name)} needs validations, but --val-every is 0")
 
     @classmethod
     def from_saved(cls, saved):

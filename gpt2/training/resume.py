@@ -79,6 +79,15 @@ def check_data(found, train_loader, val_loader, anyway):
     _refuse(found, differences, anyway)
 
 
+def validates_alike(found, options, val_loader):
+    """Returns whether a run's validation losses are comparable to those of the checkpoint's run."""
+    if val_loader is None:
+        return True
+    saved = found.progress
+    same_data = saved.get("val_data") is None or not val_loader.difference(saved["val_data"])
+    return same_data and saved["options"].get("val_batches") == options.val_batches
+
+
 def restore_position(found, loader, anyway):
     """Sets the loader to the batch that comes next. Other data or batches, if accepted `anyway`, may not have it."""
     try:

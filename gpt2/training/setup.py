@@ -2,118 +2,23 @@
 
 import dataclasses
 import glob
-import math
 import os
-import pathlib
 import re
-import shlex
-import time
-
-import numpy as np
 
 from gpt2.config import PRESETS
 from gpt2.data.dataloader import DataLoader, bytes_in_memory
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
 from gpt2.formats.files import data_dir
-from gpt2.formats.run import METRICS, steps
-from gpt2.formats.training_state import require_savable
-from gpt2.kernels.adamw import sum_of_squares
+from gpt2.formats.run import best_steps, steps
 from gpt2.model import GPT2
-from gpt2.training import checkpoint, resume
+from gpt2.training import resume
+from gpt2.training.best import BEST_AT_ONCE
 from gpt2.training.budget import checkpoint_bytes, require_disk, require_memory
-from gpt2.training.health import first_nonfinite
-from gpt2.training.metrics import Metrics
 from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, MAX_STEPS, SEQ_LEN, SIZES, Resolved, flag
-from gpt2.training.run_folder import is_lost, require_lock
+from gpt2.training.run import Run
 from gpt2.training.samples import Sampler
 from gpt2.training.state import TrainState
-
-
-@dataclasses.dataclass
-class Run:
-    """A run that is ready for its next step.
-
-    found: the checkpoint it was resumed from, or None. in_place: whether that lies in the run's own folder. saved: the
-    newest step with a checkpoint in the folder, or None. metrics: None until `open_metrics`.
-    """
-
-    options: object
-    folder: pathlib.Path
-    state: TrainState
-    val_loader: DataLoader | None
-    found: checkpoint.Checkpoint | None = None
-    in_place: bool = False
-    saved: int | None = None
-    sampler: Sampler | None = None
-    metrics: Metrics | None = None
-
-    @property
-    def max_steps(self):
-        """The length of the run in steps."""
-        return self.state.resolved.max_steps
-
-    def open_metrics(self):
-        """Starts the metrics, or continues those of the run resumed from."""
-        if self.found:
-            self.metrics = Metrics.resume(self.found.folder, self.folder, self.state.step)
-            _, val_losses = self.metrics.losses("val_loss")
-            if val_losses.size:  # a checkpoint is older than the validation of its own step
-                self.state.note_loss("val_loss", float(val_losses[-1]))
-            if self.options.skip_spikes and not self.found.progress["options"].get("skip_spikes"):
-                self._recall_outliers()
-        else:
-            self.metrics = Metrics.start(self.folder)
-
-    def _recall_outliers(self):
-        """Fills the windows of --skip-spikes, given anew, from the records; says when it acts if they are too few."""
-        (loss_steps, losses), (norm_steps, norms) = (self.metrics.losses(key) for key in self.state.outliers)
-        _, of_losses, of_norms = np.intersect1d(loss_steps, norm_steps, return_indices=True)
-        losses, norms = losses[of_losses], norms[of_norms]
-        known = np.isfinite(losses) & np.isfinite(norms)
-        for detector, values in zip(self.state.outliers.values(), (losses, norms), strict=True):
-            detector.state = values[known][-detector.window :].tolist()
-        if missing := detector.window - len(detector.state):
-            step = self.state.step + missing + 1
-            print(f"--skip-spikes acts from step {step} on: {METRICS} has too few losses of the steps before")
-
-    def _progress(self):
-        """What a checkpoint holds besides the arrays: a dict for JSON."""
-        description = resume.run_description(self.options, self.state.loader, self.val_loader, self.found)
-        return self.state.to_dict() | description
-
-    @property
-    def resume_command(self):
-        """The command that continues the run, one line for a shell whatever the folder's name."""
-        folder = str(self.folder)
-        folder = f"./{folder}" if folder.startswith("-") else folder
-        if folder.isprintable():
-            return f"python train_gpt2.py --resume {shlex.quote(folder)}"
-        escaped = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
-        return f"python train_gpt2.py --resume $'{escaped}'"
-
-    def require_savable(self):
-        """Raises UserError, before the first step, if there is too much to say of the run in a checkpoint."""
-        require_savable(self.folder, self._progress())
-
-    def save(self):
-        """Saves a checkpoint, unless there is one of this step, or an earlier error said that the folder is lost.
-
-        Raises UserError if that fails, or if the parameters are not finite.
-        """
-        state, start = self.state, time.perf_counter()
-        if self.saved == state.step or is_lost(self.folder):
-            return
-        require_lock(self.folder)
-        if not math.isfinite(sum_of_squares(state.model.params_flat)):
-            raise UserError(
-                f"after step {state.step} the parameters are not finite, first {first_nonfinite(state.model)}; "
-                "that was not saved: try a lower --learning-rate"
-            )
-        self.metrics.sync()
-        written = checkpoint.save(self.folder, state.model, state.optimizer, self._progress(), self.options.keep)
-        self.saved = state.step
-        print(f"saved {written.model} and {written.state.name} in {time.perf_counter() - start:.1f} s", flush=True)
 
 
 def start_run(options, folder, make_optimizer):
@@ -146,7 +51,7 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
     _require_memory(options, config, resolved.seq_len, (resolved.train_data, val_data))
     loaders = _open_data(options, config, resolved.seq_len, resolved.train_data, val_data)
     max_steps = _length(options, loaders[0], resolved.max_steps)
-    _require_disk(options, config, folder, max_steps - found.step, len(steps(folder)) if in_place else 0)
+    _require_disk(options, config, folder, max_steps - found.step, in_place)
     resolved = dataclasses.replace(resolved, val_data=val_data, max_steps=max_steps)
     resume.say_if_length_changed(found, options, max_steps)
     run = _make_run(options, folder, GPT2.load(found.model), loaders, resolved, make_optimizer)
@@ -243,14 +148,18 @@ def _require_memory(options, config, seq_len, data):
     require_memory(config, options.batch_size, seq_len, sample_length, data_bytes)
 
 
-def _require_disk(options, config, folder, left, present=0):
+def _require_disk(options, config, folder, left, in_place=False):
     """Raises UserError if there is too little disk.
 
-    left: steps to take. present: checkpoints in the folder, to be replaced.
+    left: steps to take. in_place: whether the checkpoints in the folder are the run's own, to be replaced.
     """
+    present = len(steps(folder)) if in_place else 0
     saves = -(-max(0, left) // options.checkpoint_every) if options.checkpoint_every else 1
     # Old checkpoints go only after the new one is complete.
     at_once = max(1, present, min(present + saves, options.keep + 1))
+    if options.keep_best:
+        at_once += BEST_AT_ONCE
+        present += len(best_steps(folder)) if in_place else 0
     require_disk(config, folder, at_once, present * checkpoint_bytes(config))
 
 

@@ -33,7 +33,7 @@ OPTIONS = TrainOptions(
 )
 FIRST_KEYS = {"step", "train_loss", "val_loss", "left_out", "outliers", "position"}
 FIRST_KEYS |= {"options", "train_data", "val_data", "versions"}
-LATER_OPTIONS = {"size", "layers", "heads", "channels", "context", "epochs"}
+LATER_OPTIONS = {"size", "layers", "heads", "channels", "context", "epochs", "patience", "keep_best"}
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def stopped_in_the_first_form(options):
     optimizer = AdamW(model)
     found.load_moments(optimizer)
     progress = dict(found.progress)
-    del progress["record"]
+    del progress["record"], progress["validations"]
     progress["left_out"] = progress.pop("skipped")
     progress["options"] = progress["options"] | progress.pop("resolved")
     for name in LATER_OPTIONS:

@@ -13,7 +13,7 @@ NAMES = [field.name for field in dataclasses.fields(TrainOptions)]
 PATHS = {"train_data", "val_data"}
 POSITIVE = {"batch_size", "seq_len", "grad_accum_steps", "sample_tokens", "keep"}
 COUNTS = {"max_steps", "skip_nonfinite", "val_every", "val_batches", "sample_every", "checkpoint_every", "seed"}
-COUNTS |= {"warmup_steps"}
+COUNTS |= {"warmup_steps", "patience"}
 SIZES = {"layers", "heads", "channels", "context"}
 POSITIVE |= SIZES | {"epochs"}
 NUMBERS = {"learning_rate", "weight_decay", "grad_clip", "skip_spikes"}
@@ -28,7 +28,7 @@ BAD = (
     | {name: [-0.1, *BAD_NUMBERS] for name in NUMBERS}
     | {name: [-0.1, 1, *BAD_NUMBERS] for name in ("beta1", "beta2")}
     | {name: ["", "a\0b", 1, b"a"] for name in ("init", "out_dir")}
-    | {name: [0, 1, "yes"] for name in ("shuffle", "overfit_single_batch")}
+    | {name: [0, 1, "yes"] for name in ("shuffle", "overfit_single_batch", "keep_best")}
     | {
         "eps": [0, -1e-8, *BAD_NUMBERS],
         "final_lr_fraction": [-0.1, 1.1, *BAD_NUMBERS],
@@ -116,8 +116,9 @@ def test_a_resumed_run_may_change_only_what_leaves_it_the_same_run():
     policies = {policy: {name for name in NAMES if on_resume(name) == policy} for policy in (CONTENTS, FREE, PROCESS)}
     assert policies[CONTENTS] == PATHS
     assert policies[PROCESS] == {"out_dir", "threads"}
-    free = {"val_every", "val_batches", "sample_every", "sample_tokens", "prompt", "max_steps", "epochs"}
-    assert policies[FREE] == free | {"checkpoint_every", "keep", "skip_nonfinite", "skip_spikes"}
+    length, kept = {"max_steps", "epochs", "patience"}, {"checkpoint_every", "keep", "keep_best"}
+    shown = {"val_every", "val_batches", "sample_every", "sample_tokens", "prompt"}
+    assert policies[FREE] == length | kept | shown | {"skip_nonfinite", "skip_spikes"}
     rest = set(NAMES) - set.union(*policies.values())
     assert all(on_resume(name) == FIXED for name in rest)
 

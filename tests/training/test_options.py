@@ -15,7 +15,7 @@ from gpt2.data import tokenizer
 from gpt2.data.dataloader import DataLoader
 from gpt2.errors import UserError
 from gpt2.formats.llmc import write_tokens
-from gpt2.formats.run import steps
+from gpt2.formats.run import best_steps, steps
 from gpt2.machine import available_threads, set_threads
 from gpt2.training import loop, setup, state
 from gpt2.training.health import OutlierDetector
@@ -272,6 +272,7 @@ NOT_COMPUTED = [
     ("checkpoint_every", 0, {"saved": [10]}),
     ("keep", 2, {"saved": [10, 8]}),
     ("keep", 1, {"saved": [10]}),
+    ("keep_best", True, {"best": [0]}),  # validation tokens are random: nothing is learnt for them
     ("threads", 2, {"threads": 2}),
 ]
 
@@ -289,6 +290,7 @@ def left_by(options, capsys):
         "validated": list(val_losses),
         "samples": [len(text) - len(options.prompt) for text in texts],
         "saved": steps(options.out_dir),
+        "best": best_steps(options.out_dir),
         "threads": numba.get_num_threads(),
     }
 
@@ -303,7 +305,7 @@ def validation_loss(options):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "value", "difference"), NOT_COMPUTED)
 def test_it_leaves_the_numbers_as_they_are(folder, capsys, name, value, difference):
-    base = {"validated": [0, 5, 10], "samples": [4, 4], "saved": [10, 8, 4], "threads": 1}
+    base = {"validated": [0, 5, 10], "samples": [4, 4], "saved": [10, 8, 4], "best": [], "threads": 1}
     assert left_by(dataclasses.replace(SHOWN, out_dir="base"), capsys) == base
     options = dataclasses.replace(SHOWN, **{name: value})
     assert left_by(options, capsys) == base | difference
@@ -311,6 +313,14 @@ def test_it_leaves_the_numbers_as_they_are(folder, capsys, name, value, differen
     assert model_bytes(options.out_dir, 10) == model_bytes("base", 10)
 
 
+@pytest.mark.parametrize("patience", [1, 2, 5])
+def test_patience_ends_a_run_after_so_many_validations_without_a_lower_loss(folder, monkeypatch, patience):
+    losses = iter([4.0, 3.0, 3.5, 2.0, 2.0, 2.5, *[3.0] * 9])  # of steps 0 to 3, and so on
+    monkeypatch.setattr(loop, "_validate", lambda *arguments: next(losses))
+    options = dataclasses.replace(BASE, val_every=1, patience=patience)
+    assert loop.train(options).state.step == {1: 2, 2: 5, 5: 8}[patience]
+
+
 def test_every_option_is_tested_here():
-    tested = {name for name, *_ in COMPUTED + NOT_COMPUTED} | {"skip_nonfinite"}
+    tested = {name for name, *_ in COMPUTED + NOT_COMPUTED} | {"skip_nonfinite", "patience"}
     assert tested == {field.name for field in dataclasses.fields(TrainOptions)}
