@@ -195,6 +195,17 @@ def write_token_file(file, tokens, vocabulary=None):
     file.write(np.ascontiguousarray(tokens, dtype="<u2").data)
 
 
+def tokens_vocabulary(path):
+    """Returns the SHA-256 of the vocabulary in a token file's header, 64 hexadecimal digits; None for GPT-2's.
+
+    A file without a header counts as GPT-2's. Raises UserError if the file is unreadable.
+    """
+    with open_to_read(path) as file:
+        header = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4")
+    digest = header[3:11].tobytes().hex()
+    return digest if header[0] == TOKENS_MAGIC and digest.strip("0") else None
+
+
 class TokenFile:
     """Token ids that stay in their file: a slice of it is an array, as a slice of one in memory would be.
 

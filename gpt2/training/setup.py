@@ -6,7 +6,8 @@ import os
 import re
 
 from gpt2.config import PRESETS
-from gpt2.data.dataloader import DataLoader, bytes_in_memory
+from gpt2.data.dataloader import DataLoader, bytes_in_memory, expand
+from gpt2.data.vocabulary import vocabulary_of
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
 from gpt2.formats.files import data_dir
@@ -113,8 +114,16 @@ def _make_run(options, folder, model, loaders, resolved, make_optimizer):
 
 
 def vocabulary_size(train_data):
-    """The vocabulary size of a model of random weights that is trained on these token files."""
-    return PRESETS["gpt2"].V
+    """The vocabulary size of a model of random weights that is trained on these token files.
+
+    Raises UserError if they are of different vocabularies, or theirs is not beside them.
+    """
+    vocabularies = {path: vocabulary_of(path) for path in expand(train_data)}
+    sizes = {found and found.sha256: path for path, found in vocabularies.items()}
+    if len(sizes) > 1:
+        raise UserError(f"{' and '.join(list(sizes.values())[:2])}: tokens of different vocabularies")
+    found = next(iter(vocabularies.values()))
+    return found.size if found else PRESETS["gpt2"].V
 
 
 def _initial_config(options, train_data):
