@@ -27,8 +27,8 @@ class BestCheckpoint:
         Copies it if that run is in another folder. Raises UserError, naming the file, if it is missing or damaged.
         """
         best = checkpoint.verify(found.folder / BEST, step)
-        make_folder(self.folder)
         require_lock(self._run_folder)
+        make_folder(self.folder)
         if not self.folder.samefile(best.folder):
             for source, target in zip((best.model, best.state), checkpoint_paths(self.folder, step), strict=True):
                 with open_to_read(source) as old, atomic_write(target) as new:
@@ -38,6 +38,7 @@ class BestCheckpoint:
 
     def save(self, model, optimizer, progress):
         """Saves a better one, that of progress["step"]; arguments and errors as for checkpoint.write."""
+        require_lock(self._run_folder)
         make_folder(self.folder)
         checkpoint.write(self.folder, model, optimizer, progress, self._run_folder)
         self.step = progress["step"]

@@ -36,7 +36,7 @@ def show_end_by_patience(state):
     validations = state.validations
     best = "none had a finite loss" if validations.best is None else f"that of step {validations.best} is the best"
     since = f"{validations.since} validation{'s' if validations.since > 1 else ''} without a new best"
-    print(f"--patience ends the run after step {state.step}: {since}, {best}")
+    print(f"--patience ends the run after step {state.step}: {since}, {best}", flush=True)
 
 
 class StepLines:

@@ -148,7 +148,10 @@ class Run:
         state = self.state
         self._require_finite()
         self.best.save(state.model, state.optimizer, self._progress())
-        print(f"new best: val loss {state.validations.loss:.6f} after step {state.step}, saved in {self.best.folder}")
+        print(
+            f"new best: val loss {state.validations.loss:.6f} after step {state.step}, saved in {self.best.folder}",
+            flush=True,
+        )
 
     def finish(self):
         """To be called when the last step, validated and recorded, is saved."""

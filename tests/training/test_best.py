@@ -186,16 +186,36 @@ def test_a_best_that_cannot_be_saved_leaves_the_one_before_and_a_run_to_resume(f
     assert kept("out")[2:] == kept("whole")[2:] and contents("out", LAST) == contents("whole", LAST)
 
 
-def test_nothing_is_written_into_the_best_of_another_run():
-    def replace(state, record):
-        if state.step == 8:
-            pathlib.Path("out").rename("aside")
-            shutil.copytree("at-13", "out")
+@pytest.mark.parametrize("other", ["at-13", "whole"])
+def test_nothing_is_written_into_the_best_of_another_run(monkeypatch, other):
+    validate = loop._validate
+    if other == "whole":
+        shutil.rmtree("whole/best")  # a run without --keep-best: nothing is made there, either
 
+    def replace(*arguments):
+        if steps("out") == [7]:
+            pathlib.Path("out").rename("aside")
+            shutil.copytree(other, "out")
+        return validate(*arguments)
+
+    monkeypatch.setattr(loop, "_validate", replace)
     with pytest.raises(UserError, match=r"this run's lock on it is gone"):
-        train(options(checkpoint_every=0), on_step=replace)
-    files = [{path.name: path.read_bytes() for path in pathlib.Path(out, "best").iterdir()} for out in ("out", "at-13")]
+        train(options())
+    files = [
+        {path.relative_to(out): path.is_file() and path.read_bytes() for path in pathlib.Path(out).rglob("*")}
+        for out in ("out", other)
+    ]
     assert files[0] == files[1]
+
+
+def test_parameters_that_are_not_finite_are_no_best():
+    def overflow(state, record):
+        if state.step == 8:
+            state.model.params["wpe"][15] = np.inf  # a position that no sequence reaches
+
+    with pytest.raises(UserError, match=r"^after step 9 the parameters are not finite, first wpe"):
+        train(options(), on_step=overflow)
+    assert steps("out/best") == [0] and steps("out") == [7]
 
 
 def test_patience_ends_a_run_some_validations_after_its_best(capsys):

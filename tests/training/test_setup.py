@@ -153,6 +153,7 @@ def test_memory_is_checked_before_data_are_read_and_includes_what_samples_take(m
         ({"max_steps": 11, "checkpoint_every": 10}, 2),
         ({"max_steps": 1000, "checkpoint_every": 10}, 3),  # the two that stay, and the one being written
         ({"max_steps": 1000, "checkpoint_every": 10, "keep": 1}, 2),
+        ({"max_steps": 1000, "checkpoint_every": 10, "keep_best": True}, 6),
     ],
 )
 def test_disk_is_asked_for_as_many_checkpoints_as_there_are_at_once(capsys, changes, checkpoints):
