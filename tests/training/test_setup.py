@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from gpt2 import GPT2, GPT2Config, machine
+from gpt2.data.vocabulary import characters
 from gpt2.errors import UserError
 from gpt2.formats import training_state
-from gpt2.formats.llmc import save_model, write_tokens
+from gpt2.formats.llmc import save_model, write_token_file, write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.optimizer import AdamW
 from gpt2.training import checkpoint, setup
@@ -190,11 +191,21 @@ def test_random_weights_come_in_any_size(sizes, config):
     assert np.array_equal(model.params_flat, GPT2(config, OPTIONS.seed).params_flat)
 
 
-def test_the_vocabulary_comes_with_the_data(monkeypatch):
-    monkeypatch.setattr(setup, "vocabulary_size", lambda train_data: 60 if train_data == ("train.bin",) else 70)
-    assert start(init="scratch").state.model.config == dataclasses.replace(CONFIG, V=60)
-    assert start(init="scratch", train_data=["val.bin"], size="baby", layers=1).state.model.config.V == 70
-    assert start(train_data="val.bin").state.model.config == CONFIG
+def test_the_size_of_the_vocabulary_comes_with_the_training_data():
+    text = "to be or not to be" * 10
+    words = characters([text])
+    for name in ("mine_train.bin", "other_train.bin"):
+        with open(name, "wb") as file:
+            write_token_file(file, words.encode(text), words.sha256)
+    pathlib.Path("mine_vocabulary").mkdir()
+    words.save("mine_vocabulary")
+    assert start(init="scratch").state.model.config == CONFIG
+    run = start(init="scratch", train_data="mine_*.bin", size="baby", layers=1, seq_len=8, val_every=0, val_data=None)
+    assert run.state.model.config.V == words.size == 8
+    with pytest.raises(UserError, match=r"^other_train\.bin: its tokens are not GPT-2's"):
+        start(init="scratch", train_data="other_train.bin", val_every=0)
+    with pytest.raises(UserError, match=r"tokens of different vocabularies$"):
+        start(init="scratch", train_data=["mine_train.bin", "train.bin"], val_every=0)
 
 
 @pytest.mark.parametrize(
