@@ -134,8 +134,9 @@ def _initial_config(options, train_data):
             raise UserError(f"{', '.join(map(flag, given))}: only with --init scratch: other models have their sizes")
         return pretrained.load_config(options.init)
     sizes = {SIZES[name]: value for name, value in given.items() if name in SIZES}
+    V = vocabulary_size(train_data)
     try:
-        return dataclasses.replace(PRESETS[options.size or "gpt2"], V=vocabulary_size(train_data), **sizes)
+        return dataclasses.replace(PRESETS[options.size or "gpt2"], V=V, **sizes)
     except UserError as error:
         raise UserError(f"--init scratch: {error}; choose other --channels or --heads") from error
 
