@@ -1,4 +1,4 @@
-"""Model sizes: the released ones, which are valid, and the parameter count."""
+"""Model sizes: presets, which sizes are valid, and the parameter count."""
 
 import dataclasses
 import numbers
@@ -50,10 +50,12 @@ class GPT2Config:
         return (self.V + self.maxT) * C + L * (12 * C * C + 13 * C) + 2 * C
 
 
+# The released models, and one that trains from scratch in minutes.
 PRESETS = {
     "gpt2": GPT2Config(),
     "gpt2-medium": GPT2Config(L=24, NH=16, C=1024),
     "gpt2-large": GPT2Config(L=36, NH=20, C=1280),
     "gpt2-xl": GPT2Config(L=48, NH=25, C=1600),
     "distilgpt2": GPT2Config(L=6),
+    "baby": GPT2Config(maxT=64, L=4, NH=4, C=128),
 }

@@ -13,7 +13,7 @@ from gpt2.data import tokenizer
 from gpt2.errors import UserError, run_command
 from gpt2.formats import huggingface, llmc
 from gpt2.formats.files import atomic_folder, interrupted_replacement, open_to_read
-from gpt2.formats.pretrained import RELEASED, load_config, load_weights
+from gpt2.formats.pretrained import RELEASED, has_random_weights, load_config, load_weights
 from gpt2.formats.tensors import INDEX, WEIGHTS, WRITTEN_SHARD
 from gpt2.output import lossy_output
 
@@ -33,12 +33,15 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
     _check_target(target, to_file, force)
     start = time.perf_counter()
     config, params = load_weights(source, data_dir)
+    untrained = has_random_weights(source)
     read = time.perf_counter()
     print(f"read {source}: {config.num_parameters:,} parameters, {read - start:.1f} s", flush=True)
     if to_file:
-        llmc.save_model(target, config, params, dtype)
+        llmc.save_model(target, config, params, dtype, untrained)
         kind, size = f"llm.c version {llmc.WRITTEN_VERSIONS[dtype]}", target.stat().st_size
     else:
+        if untrained:
+            print("the weights are random; the folder does not say so: a run started from it takes them as trained")
         vocabulary = _vocabulary(source, config, data_dir)
         with atomic_folder(target, replace=force) as folder:
             end_of_text = tokenizer.EOT if _has_gpt2_vocabulary(config) else None

@@ -1,5 +1,7 @@
 """GPT-2 in flat arrays, its forward and backward pass each a sequence of kernels."""
 
+import zlib
+
 import numpy as np
 
 from gpt2.errors import UserError
@@ -99,6 +101,7 @@ class GPT2:
         params_flat = allocate(parameter_layout(config).size, dtype, "the parameters")
         self._own(config, params_flat)
         _initialise(self.params, config, seed)
+        self._random = zlib.crc32(params_flat)
 
     def _own(self, config, params_flat):
         self.config = config
@@ -109,6 +112,7 @@ class GPT2:
         self._acts_flat = allocate(0, params_flat.dtype, "the activations")
         self._shape = None  # (B, T) that the activations are cut up for
         self._batch = None  # (tokens, targets) of the last forward pass that was completed
+        self._random = None  # the checksum of random parameters, None for trained ones
 
     @property
     def params_flat(self):
@@ -138,29 +142,40 @@ class GPT2:
     def has_gradients(self):
         return self._grads_flat is not None
 
+    @property
+    def is_untrained(self):
+        """Whether the parameters are random: as they were initialised, to the last bit, or loaded from such a file."""
+        if self._random is not None and self._random != zlib.crc32(self.params_flat):
+            self._random = None
+        return self._random is not None
+
     @classmethod
-    def _from_parameters(cls, config, params_flat):
+    def _from_parameters(cls, config, params_flat, is_untrained):
         model = cls.__new__(cls)
         model._own(config, params_flat)
+        if is_untrained:
+            model._random = zlib.crc32(params_flat)
         return model
 
     @classmethod
     def load(cls, path):
         """Reads a model file in llm.c's format (float32 or bfloat16), the folder of a run, or a Hugging Face folder."""
-        return cls._from_parameters(*pretrained.load_path(path))
+        return cls._from_parameters(*pretrained.load_path(path), pretrained.has_random_weights(path))
 
     @classmethod
     def from_pretrained(cls, name, data_dir=None, writable=True):
         """A model by its name, as `pretrained.load_weights` takes it: "gpt2-large", "owner/name", a file, a folder."""
-        return cls._from_parameters(*pretrained.load_weights(name, data_dir, writable))
+        return cls._from_parameters(
+            *pretrained.load_weights(name, data_dir, writable), pretrained.has_random_weights(name)
+        )
 
     def __reduce__(self):
         # A copy's tensors must be views of its own arrays. It starts without gradients and activations.
-        return type(self)._from_parameters, (self.config, self.params_flat)
+        return type(self)._from_parameters, (self.config, self.params_flat, self.is_untrained)
 
     def save(self, path):
-        """Writes the parameters in llm.c's format, version 3."""
-        llmc.save_model(path, self.config, self.params_flat)
+        """Writes the parameters in llm.c's format, version 3, flagged as random if they are (`is_untrained`)."""
+        llmc.save_model(path, self.config, self.params_flat, untrained=self.is_untrained)
 
     def zero_grad(self):
         """Sets all gradients to zero."""

@@ -118,6 +118,18 @@ def test_an_unavailable_vocabulary_is_left_out(model, monkeypatch, capsys):
     assert set(os.listdir("folder")) == WITHOUT_TOKENIZER
 
 
+def test_random_weights_stay_flagged_in_model_files_and_are_mentioned_for_a_folder(model, capsys):
+    GPT2(CONFIG).save("random.bin")
+    convert.convert("random.bin", "half.bin", "bfloat16")
+    convert.convert("half.bin", "whole.bin")
+    assert [GPT2.load(name).is_untrained for name in ("ours.bin", "half.bin", "whole.bin")] == [False, True, True]
+    assert "random" not in capsys.readouterr().out.replace("random.bin", "")
+    convert.convert("whole.bin", "folder")
+    assert "the weights are random; the folder does not say so" in capsys.readouterr().out
+    convert.convert("folder", "back.bin")
+    assert not GPT2.load("back.bin").is_untrained and not GPT2.load("folder").is_untrained
+
+
 def test_the_vocabulary_is_included(gpt2_sized, tmp_path):
     convert.convert("ours.bin", "folder")
     folder = tmp_path / "folder"

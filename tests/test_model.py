@@ -9,6 +9,7 @@ from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
 from gpt2.layout import parameter_layout
 from gpt2.model import GPT2, activation_layout
+from gpt2.optimizer import AdamW
 from tests import reference
 from tests.support.numeric import (
     assert_close,
@@ -277,6 +278,25 @@ def test_saved_and_loaded_it_computes_the_same(tmp_path):
     loaded.backward()
     model.backward()
     assert np.array_equal(loaded.grads_flat, model.grads_flat)
+
+
+def test_random_weights_are_known_until_they_change(tmp_path):
+    def saved(model):
+        model.save(tmp_path / "x.bin")
+        loaded = [GPT2.load(tmp_path / "x.bin"), GPT2.from_pretrained(tmp_path / "x.bin", writable=False)]
+        assert {each.is_untrained for each in loaded} == {model.is_untrained}
+        return model.is_untrained, loaded[0]
+
+    model = GPT2(TINY, seed=3)
+    tokens, targets = random_batch(TINY, 2, 5, np.random.default_rng(14))
+    model.overwrite_gradients(tokens, targets)  # no update yet
+    untrained, loaded = saved(model)
+    assert untrained and saved(loaded)[0] and copy.deepcopy(loaded).is_untrained
+    loaded.params["wte"][0, 0] += 1  # any change, not only an optimizer's
+    AdamW(model).step(1e-3)
+    for changed in (loaded, model):
+        untrained, reloaded = saved(changed)
+        assert not untrained and not saved(reloaded)[0] and not copy.deepcopy(changed).is_untrained
 
 
 def test_from_pretrained_takes_any_name(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from gpt2.formats.llmc import write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.optimizer import SCHEDULES
 from gpt2.training import checkpoint
-from gpt2.training.options import CONTENTS, FREE, PROCESS, TrainOptions, flag, on_resume
+from gpt2.training.options import CONTENTS, FREE, PROCESS, SIZES, TrainOptions, flag, on_resume
 from tests.support.runs import records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -246,7 +246,7 @@ def test_the_page_on_checkpoints_says_which_options_may_change():
     shown = [sorted(re.findall(r"--[a-z-]+", options)) for options, _ in table]
     names = [field.name for field in dataclasses.fields(TrainOptions)]
     expected = [sorted(flag(name) for name in names if on_resume(name) == kind) for kind in (FREE, PROCESS, CONTENTS)]
-    assert shown == [*expected, ["--init"]]
+    assert shown == [*expected, sorted(["--init", "--size", *map(flag, SIZES)])]
 
 
 def test_the_readme_can_be_read_in_five_minutes():

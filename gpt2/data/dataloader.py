@@ -45,7 +45,7 @@ class DataLoader:
         self.B, self.T = B, T
         self.shards, self.fingerprint = [], []
         room = READ_BYTES
-        for path in _expand(patterns):
+        for path in expand(patterns):
             tokens = open_tokens(path, room)
             if not isinstance(tokens, TokenFile):
                 room -= tokens.nbytes
@@ -182,7 +182,7 @@ def bytes_in_memory(patterns):
     Raises UserError for a missing file.
     """
     room = READ_BYTES
-    for path in _expand(patterns):
+    for path in expand(patterns):
         with open_to_read(path) as file:
             size = os.fstat(file.fileno()).st_size
         room -= size if size <= room else 0
@@ -209,7 +209,7 @@ def _is_fingerprint(value):
     )
 
 
-def _expand(patterns):
+def expand(patterns):
     """Returns the files that match the patterns, sorted, without duplicates."""
     paths = {}
     for pattern in [patterns] if isinstance(patterns, str | os.PathLike) else patterns:

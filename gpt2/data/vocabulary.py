@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -16,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from gpt2.data import tokenizer as gpt2_tokenizer
 from gpt2.errors import UserError, safe_repr
 from gpt2.formats.files import atomic_write, open_to_read
+from gpt2.formats.llmc import tokens_vocabulary
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -163,6 +165,24 @@ def load_vocabulary(folder):
         if not isinstance(loaded, dict):
             raise UserError(f"{settings}: a JSON object expected")
     return Vocabulary(data, loaded, path)
+
+
+def vocabulary_of(path):
+    """Returns the Vocabulary of a token file, from NAME_vocabulary beside NAME_train.bin; None for GPT-2's.
+
+    Raises UserError if that is not there, or is another than the file's header names.
+    """
+    sha256, path = tokens_vocabulary(path), pathlib.Path(path)
+    if sha256 is None:
+        return None
+    name = re.sub(r"_(train|val)(_\d+)?$", "", path.stem)
+    folder = path.with_name(f"{name}_vocabulary")
+    if not folder.is_dir():
+        raise UserError(f"{path}: its tokens are not GPT-2's, and {folder} with their vocabulary is not there")
+    found = load_vocabulary(folder)
+    if found.sha256 != sha256:
+        raise UserError(f"{path}: its tokens are of another vocabulary than {folder}; prepare the texts again")
+    return found
 
 
 def characters(texts):

@@ -19,6 +19,7 @@ from gpt2.memory import allocate
 MODEL_MAGIC = 20240326
 VERSION_DTYPES = {1: "float32", 3: "float32", 5: "bfloat16"}
 UNPADDED, FLOAT32 = 1, 3
+UNTRAINED = 8  # the int of the header that is 1 for random weights; llm.c writes 0 there and reads none of them
 WRITTEN_VERSIONS = {"float32": FLOAT32, "bfloat16": 5}
 TOKENS_MAGIC, TOKENS_VERSION = 20240520, 1
 TOKENIZER_MAGIC, TOKENIZER_VERSION = 20240328, 2
@@ -61,21 +62,21 @@ def map_model(path):
     return config, np.frombuffer(memory, "<f4", offset=HEADER_BYTES)
 
 
-def save_model(path, config, params, dtype="float32"):
+def save_model(path, config, params, dtype="float32", untrained=False):
     """Writes a model file atomically: version 3 for dtype "float32", version 5 for "bfloat16".
 
-    params: float32 (parameter_layout(config).size,). Raises UserError on an I/O error, or if a parameter is too large
-    for bfloat16.
+    params: float32 (parameter_layout(config).size,). untrained: flag them as random. Raises UserError on an I/O error,
+    or if a parameter is too large for bfloat16.
     """
     with atomic_write(path) as file:
-        write_model(file, config, params, dtype)
+        write_model(file, config, params, dtype, untrained)
 
 
-def write_model(file, config, params, dtype="float32"):
+def write_model(file, config, params, dtype="float32", untrained=False):
     """Writes a model to an open file, as `save_model` does; float32 params are not copied."""
     assert params.shape == (parameter_layout(config).size,)
-    version = WRITTEN_VERSIONS[dtype]
-    write_header(file, [MODEL_MAGIC, version, config.maxT, config.V, config.L, config.NH, config.C, config.Vp])
+    sizes = config.maxT, config.V, config.L, config.NH, config.C, config.Vp
+    write_header(file, [MODEL_MAGIC, WRITTEN_VERSIONS[dtype], *sizes, int(untrained)])
     write_floats(file, params, dtype)
 
 
@@ -102,6 +103,15 @@ def read_sizes(file, path):
     body_bytes = parameter_layout(config, padded).size * STORED[VERSION_DTYPES[version]].itemsize
     check_size(file, path, HEADER_BYTES + body_bytes, f"a version {version} file with {config}")
     return config, version
+
+
+def is_untrained(path):
+    """Returns whether a model file is flagged as random weights; one without the flag counts as trained.
+
+    Raises UserError if it has no header.
+    """
+    with open_to_read(path) as file:
+        return read_header(file, path, "a model file")[UNTRAINED] == 1
 
 
 def _read_params(file, path, config, version):
@@ -183,6 +193,17 @@ def write_token_file(file, tokens, vocabulary=None):
     digest = np.frombuffer(bytes.fromhex(vocabulary or ""), "<i4")
     write_header(file, (TOKENS_MAGIC, TOKENS_VERSION, len(tokens), *digest))
     file.write(np.ascontiguousarray(tokens, dtype="<u2").data)
+
+
+def tokens_vocabulary(path):
+    """Returns the SHA-256 of the vocabulary in a token file's header, 64 hexadecimal digits; None for GPT-2's.
+
+    A file without a header counts as GPT-2's. Raises UserError if the file is unreadable.
+    """
+    with open_to_read(path) as file:
+        header = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4")
+    digest = header[3:11].tobytes().hex()
+    return digest if header[0] == TOKENS_MAGIC and digest.strip("0") else None
 
 
 class TokenFile:

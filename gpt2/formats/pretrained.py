@@ -8,7 +8,7 @@ from gpt2.config import PRESETS
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import files
 from gpt2.formats.huggingface import CONFIG, CONFIG_LIMIT, load_folder, read_config, read_weights
-from gpt2.formats.llmc import load_model, map_model, read_sizes, save_model
+from gpt2.formats.llmc import is_untrained, load_model, map_model, read_sizes, save_model
 from gpt2.formats.run import MANIFEST, newest_model
 from gpt2.formats.tensors import INDEX, INDEX_LIMIT, WEIGHTS, shard_names
 from gpt2.layout import parameter_layout
@@ -70,6 +70,16 @@ def load_config(name):
         return read_sizes(file, path)[0]
 
 
+def has_random_weights(name):
+    """Returns whether a model's weights are flagged as random, which only a model file can be. Raises UserError.
+
+    name: of a model that was loaded before, as for `load_weights`.
+    """
+    path, _ = _locate(name)
+    path = None if path is None else _inside(path)
+    return path is not None and path.is_file() and is_untrained(path)
+
+
 def load_path(path, writable=True):
     """Loads a model from a file or folder; return value, errors and `writable` as for `load_weights`."""
     path = _inside(path)
@@ -105,9 +115,9 @@ def _hub_config(repository):
 
     Other models' config.json is downloaded first, so an unsupported one is refused before its weights are downloaded.
     """
-    for name, config in PRESETS.items():
-        if RELEASED[name] == repository:
-            return config, None
+    for name, released in RELEASED.items():
+        if released == repository:
+            return PRESETS[name], None
     path = fetch(repository, CONFIG)
     # In the hub's cache the folder is named after the commit.
     return read_config(path), path.parent.name

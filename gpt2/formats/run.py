@@ -11,6 +11,7 @@ from gpt2.formats.files import open_to_read
 MANIFEST = "checkpoints.json"
 METRICS = "metrics.jsonl"
 LOSS_CURVE = "loss.png"
+BEST = "best"  # the folder of the best checkpoint
 STEP_LIMIT = 10**15  # at most 15 digits
 _MANIFEST_LIMIT = 2**12  # bytes
 _PAIR = re.compile(r"(?:model|state)_([0-9]{8,15})\.bin")
@@ -36,6 +37,12 @@ def steps(folder):
     return sorted(
         (step for step in found if {path.name for path in checkpoint_paths(folder, step)} & names), reverse=True
     )
+
+
+def best_steps(folder):
+    """Returns the steps in the folder of the best checkpoint, as `steps` does; none if there is no such folder."""
+    path = pathlib.Path(folder, BEST)
+    return steps(path) if path.is_dir() else []
 
 
 def require_no_folders(folder):

@@ -63,30 +63,40 @@ class Checkpoint:
 
 
 def save(folder, model, optimizer, progress, keep):
-    """Writes the checkpoint of progress["step"], then the manifest, then removes older ones. Returns the Checkpoint.
+    """Writes the checkpoint of progress["step"] as `write` does, then removes older ones. Returns the Checkpoint.
 
-    progress: a dict that JSON can hold; a pair of the same step is replaced. keep: how many pairs stay, at least 1.
-    The caller holds the folder's lock. Raises UserError when writing fails: the newest whole pair is then the one
-    before, or this one if only a later part failed. Older ones that cannot be removed are named on standard error.
+    keep: how many pairs stay, at least 1. Older ones that cannot be removed are named on standard error.
+    """
+    assert keep >= 1
+    written = write(folder, model, optimizer, progress, folder)
+    _prune(written.folder, written.step, keep, steps(folder))
+    return written
+
+
+def write(folder, model, optimizer, progress, locked):
+    """Writes the checkpoint of progress["step"], then the manifest. Returns the Checkpoint.
+
+    progress: a dict that JSON can hold; a pair of the same step is replaced. locked: the folder or one that it is in,
+    whose lock the caller holds. Raises UserError when writing fails: the newest whole pair is then the one before, or
+    this one if only a later part failed.
     """
     folder, step = pathlib.Path(folder), progress["step"]
-    assert 0 <= step < STEP_LIMIT and keep >= 1
-    require_lock(folder)
+    assert 0 <= step < STEP_LIMIT
+    require_lock(locked)
     model_path, state_path = checkpoint_paths(folder, step)
     with atomic_write(model_path) as file, HashedFile(file) as hashed:
-        write_model(hashed, model.config, model.params_flat)
+        write_model(hashed, model.config, model.params_flat, untrained=model.is_untrained)
         model_record = _record(hashed)
-        require_lock(folder)  # once more before each file gets its name: writing takes seconds
+        require_lock(locked)  # once more before each file gets its name: writing takes seconds
     facts = {"progress": progress, "optimizer_steps": optimizer.steps, "model": model_record}
     with atomic_write(state_path) as file, HashedFile(file) as hashed:
         write_training_state(hashed, model.config, optimizer.m, optimizer.v, facts, state_path)
         state_record = _record(hashed)
-        require_lock(folder)
+        require_lock(locked)
     manifest = make_manifest(step, model_record, state_record)
     with atomic_write(folder / MANIFEST) as file:
         file.write(manifest)
-        require_lock(folder)
-    _prune(folder, step, keep, steps(folder))
+        require_lock(locked)
     return Checkpoint(folder, step, model_path, state_path, progress, optimizer.steps, manifest)
 
 
@@ -95,9 +105,14 @@ def finish_interrupted_save(found, keep):
 
     Later ones, which are damaged, stay until the next is saved.
     """
-    with atomic_write(found.folder / MANIFEST) as file:
-        file.write(found.manifest)
+    write_manifest(found.folder, found.manifest)
     _prune(found.folder, found.step, keep, [step for step in steps(found.folder) if step <= found.step])
+
+
+def write_manifest(folder, manifest):
+    """Replaces a folder's manifest by that of a Checkpoint."""
+    with atomic_write(pathlib.Path(folder, MANIFEST)) as file:
+        file.write(manifest)
 
 
 def say(line):
@@ -129,8 +144,17 @@ def _prune(folder, step, keep, present):
     pairs = [
         found for found in present if found <= step and all(path.is_file() for path in checkpoint_paths(folder, found))
     ]
+    _remove(folder, [found for found in present if found not in pairs[:keep]])
+
+
+def remove_all_but(folder, kept):
+    """Removes the checkpoints of all steps but those in `kept`, and the temporary files of killed processes."""
+    _remove(folder, [found for found in steps(folder) if found not in kept])
+
+
+def _remove(folder, gone):
     # State first: a model file alone is no checkpoint, but a state alone would count as a damaged one.
-    outdated = [checkpoint_paths(folder, found)[::-1] for found in present if found not in pairs[:keep]]
+    outdated = [checkpoint_paths(folder, step)[::-1] for step in gone]
     for paths in [*outdated, *([path] for path in temporary_files(folder))]:
         try:
             for path in paths:
@@ -147,7 +171,7 @@ def _survey(folder):
     """Yields (step, Checkpoint, None) or (step, None, what is wrong) for every step in the folder, newest first."""
     for step in steps(folder):
         try:
-            yield step, _verify(folder, step), None
+            yield step, verify(folder, step), None
         except UserError as error:
             # A file that cannot be read now may be whole, so nothing may replace it; but a broken disk stays broken.
             if isinstance(error.__cause__, OSError) and error.__cause__.errno != errno.EIO:
@@ -155,7 +179,7 @@ def _survey(folder):
             yield step, None, str(error)
 
 
-def _verify(folder, step):
+def verify(folder, step):
     """Returns the Checkpoint of a step. Raises UserError naming the file that is missing or damaged."""
     model_path, state_path = checkpoint_paths(folder, step)
     for path in (model_path, state_path):

@@ -88,29 +88,34 @@ def _take_steps(run, on_step):
     report.describe(options, state, run.val_loader)
     _prepare_kernels()
     run.open_metrics()
-    if state.step >= options.max_steps and run.found:
+    run.open_best()
+    if state.step >= run.max_steps and run.found:
         print(f"nothing is left to do after step {state.step}: --max-steps makes the run longer")
-    lines = report.StepLines(state.step, options.max_steps)
+    lines = report.StepLines(state.step, run.max_steps)
     with StopSignals() as stop:
         complete = True
         if state.record and run.metrics.last_step != state.step:  # step 0, or a step that was saved, but no more
             complete = _after_step(run, stop, on_step, result)
-        while state.step < options.max_steps and not stop.received:
+        while not run.is_over and not stop.received:
             with _saved_if_it_fails(run):
                 record = train_step(state, options)
                 result.train_losses[state.step] = record["train_loss"]
                 lines.show(record)
-            if stop.received or state.step == options.max_steps or _due(state.step, options.checkpoint_every):
+            if stop.received or state.step == run.max_steps or _due(state.step, options.checkpoint_every):
                 run.save()
             with _saved_if_it_fails(run):
                 complete = _after_step(run, stop, on_step, result)
-        if state.step or options.max_steps == 0:
+        if state.step or run.max_steps == 0:
             run.save()
-        if state.step < options.max_steps or not complete:
+        if not (run.is_over and complete):
             result.signal = stop.received
             if run.saved is None:
                 return result
             print(f"resume with: {run.resume_command}", flush=True)
+        else:
+            run.finish()
+            if run.out_of_patience:
+                report.show_end_by_patience(state)
         _draw(run.metrics)
     return result
 
@@ -118,13 +123,14 @@ def _take_steps(run, on_step):
 def _after_step(run, stop, on_step, result):
     """Validates and samples if due, and records the step. Returns False if a signal leaves that to a resumed run."""
     options, state, record = run.options, run.state, dict(run.state.record)
-    last = state.step == options.max_steps
+    last = state.step == run.max_steps
     if run.val_loader and (last or state.step == 0 or _due(state.step, options.val_every)):
         loss = _validate(state.model, run.val_loader, options.val_batches, stop)
         if loss is None:
             return False
         record["val_loss"] = result.val_losses[state.step] = loss
-        state.note_loss("val_loss", loss)
+        if state.note_validation(loss) and run.best:
+            run.save_best()
     sample = run.sampler and state.step and (last or _due(state.step, options.sample_every))
     if sample and not run.sampler.show(state.step, stop):
         return False

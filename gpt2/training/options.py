@@ -8,6 +8,7 @@ import typing
 
 import numpy as np
 
+from gpt2.config import PRESETS
 from gpt2.data.dataloader import LLMC
 from gpt2.errors import UserError, safe_repr
 from gpt2.machine import available_threads
@@ -54,6 +55,7 @@ DECAY = real(0, below=1, expected="a number from 0, below 1")
 SWITCH = Kind(bool, lambda value: isinstance(value, bool), "True or False")
 ORDER = Kind(str, lambda value: isinstance(value, bool) or value == LLMC, f"no value (True), or {LLMC}")
 SCHEDULE = Kind(str, lambda value: isinstance(value, str) and value in SCHEDULES, "one of ")  # and those there are
+SIZE = Kind(str, lambda value: isinstance(value, str) and value in PRESETS, f"one of {', '.join(PRESETS)}")
 PATHS = Kind(
     str,
     lambda value: isinstance(value, tuple) and value and all(map(PATH.contains, value)),
@@ -74,9 +76,16 @@ def _option(group, default, kind, help_text, metavar=None, short=None, on_resume
 # batch; unclipped, the norm of a gradient could be above 300.
 FINE_TUNING = {"learning_rate": 1e-4, "warmup_steps": 0, "grad_clip": 0.0}
 FROM_SCRATCH = {"learning_rate": 3e-4, "warmup_steps": 10, "grad_clip": 1.0}
+SEQ_LEN, MAX_STEPS = 64, 40  # defaults, unless the model's context is shorter, or --epochs counts the steps
+# The options that size a model of random weights -> the size that each replaces.
+SIZES = {"layers": "L", "heads": "NH", "channels": "C", "context": "maxT"}
 
 _DATA, _BATCH, _OPTIMIZER = "model and data", "batches and steps", "optimizer"
 _SHOWN, _RUN = "validation and samples", "the run"
+
+
+def _size(help_text, metavar):
+    return _option(_DATA, None, whole(1), help_text, metavar, shown_default="that of --size")
 
 
 def _recipe_default(name):
@@ -99,6 +108,18 @@ class TrainOptions:
         "Face hub), a model file, the folder of a run, a Hugging Face folder, or random weights",
         "NAME|FILE.bin|DIR|scratch",
     )
+    size: str | None = _option(
+        _DATA,
+        None,
+        SIZE,
+        f"sizes of a model of random weights, with --init scratch as the next four: {', '.join(PRESETS)}",
+        "NAME",
+        shown_default="gpt2",
+    )
+    layers: int | None = _size("its layers", "L")
+    heads: int | None = _size("its attention heads in a layer", "NH")
+    channels: int | None = _size("its channels, a multiple of the heads", "C")
+    context: int | None = _size("the longest sequence that it takes, in tokens", "T")
     train_data: tuple[str, ...] | None = _option(
         _DATA,
         None,
@@ -128,9 +149,31 @@ class TrainOptions:
     )
 
     batch_size: int = _option(_BATCH, 4, whole(1), "sequences in a batch", "B", "-b")
-    seq_len: int = _option(_BATCH, 64, whole(1), "tokens in a sequence", "T", "-t")
+    seq_len: int | None = _option(
+        _BATCH,
+        None,
+        whole(1),
+        "tokens in a sequence",
+        "T",
+        "-t",
+        shown_default=f"{SEQ_LEN}, or as many as the model takes",
+    )
     grad_accum_steps: int = _option(_BATCH, 1, whole(1), "micro-batches whose gradients make one update", "N")
-    max_steps: int = _option(_BATCH, 40, whole(0), "updates", "N", "-x", on_resume=FREE)
+    max_steps: int | None = _option(
+        _BATCH, None, whole(0), "updates", "N", "-x", on_resume=FREE, shown_default=MAX_STEPS
+    )
+    epochs: int | None = _option(
+        _BATCH,
+        None,
+        whole(1),
+        "instead of --max-steps: as many updates as it takes to go through the training data N times",
+        "N",
+        on_resume=FREE,
+        shown_default="none",
+    )
+    patience: int = _option(
+        _BATCH, 0, whole(0), "end the run after N validations without a new lowest loss, 0: off", "N", on_resume=FREE
+    )
     overfit_single_batch: bool = _option(_BATCH, False, SWITCH, "train on the first batch only, to see it memorised")
 
     learning_rate: float | None = _option(
@@ -206,6 +249,13 @@ class TrainOptions:
         _RUN, 200, whole(0), "steps between checkpoints, 0: only at the end", "N", on_resume=FREE
     )
     keep: int = _option(_RUN, 2, whole(1), "checkpoints that stay, the newest ones", "N", on_resume=FREE)
+    keep_best: bool = _option(
+        _RUN,
+        False,
+        SWITCH,
+        "keep the checkpoint of the lowest validation loss, too, in the folder best inside --out-dir",
+        on_resume=FREE,
+    )
     seed: int = _option(_RUN, 1337, whole(0), "of random weights, samples and --shuffle", "N")
     threads: int = _option(
         _RUN, available_threads, whole(1), "the result does not depend on it", "N", on_resume=PROCESS
@@ -219,6 +269,11 @@ class TrainOptions:
             if not (kind.contains(value) or (value is None and field.default is None)):
                 expected = kind.expected + (", ".join(SCHEDULES) if kind is SCHEDULE else "")
                 raise UserError(f"{flag(field.name)} {safe_repr(value)}: expected {expected}")
+        if self.epochs is not None and self.max_steps is not None:
+            raise UserError("--epochs and --max-steps both say how long the run is; give one of them")
+        for name in ("keep_best", "patience"):
+            if getattr(self, name) and not self.val_every:
+                raise UserError(f"{flag(name)} needs validations, but --val-every is 0")
 
     @classmethod
     def from_saved(cls, saved):
@@ -232,25 +287,27 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """The choices a run made where its options leave one: token files, and the three of FINE_TUNING."""
+    """The choices a run made where its options leave one: token files, the three of FINE_TUNING, two lengths."""
 
     train_data: tuple[str, ...]
     val_data: tuple[str, ...] | None  # None: the run never validated
     learning_rate: float
     warmup_steps: int
     grad_clip: float
+    seq_len: int
+    max_steps: int
 
     @classmethod
     def from_saved(cls, progress):
         """Returns that of a checkpoint's run. Raises KeyError, TypeError or UserError if there is none.
 
-        The first form of checkpoints had it among the options.
+        Earlier forms of checkpoints had some of it, or all, among the options.
         """
-        source = progress["resolved"] if "resolved" in progress else progress["options"]
+        source = progress["options"] | progress.get("resolved", {})
         values = {field.name: source[field.name] for field in dataclasses.fields(cls)}
         checked = TrainOptions(**values)
         resolved = cls(**{name: getattr(checked, name) for name in values})
-        if None in (resolved.train_data, resolved.learning_rate, resolved.warmup_steps, resolved.grad_clip):
+        if None in dataclasses.asdict(dataclasses.replace(resolved, val_data=())).values():
             raise UserError("a choice that was never made")
         return resolved
 

@@ -19,13 +19,24 @@ def describe(options, state, val_loader):
                 f"[data] {name}: {loader.num_tokens:,} tokens, {loader.num_batches:,} batches an epoch, "
                 f"from {loader.file_names()}"
             )
+    steps = f"{resolved.max_steps} steps"
+    if options.epochs:
+        steps = f"{options.epochs} epoch{'s' if options.epochs > 1 else ''} = {steps}"
     clip = f"clip {resolved.grad_clip:g}" if resolved.grad_clip else "no clipping"
     print(
-        f"[run] B {options.batch_size} | T {options.seq_len} | accumulation {options.grad_accum_steps} | "
-        f"{options.max_steps} steps | lr {resolved.learning_rate:g} {options.lr_schedule}, "
+        f"[run] B {options.batch_size} | T {resolved.seq_len} | accumulation {options.grad_accum_steps} | "
+        f"{steps} | lr {resolved.learning_rate:g} {options.lr_schedule}, "
         f"warm-up {resolved.warmup_steps}, {clip} | seed {options.seed} | threads {options.threads}",
         flush=True,
     )
+
+
+def show_end_by_patience(state):
+    """Says that --patience ended a run."""
+    validations = state.validations
+    best = "none had a finite loss" if validations.best is None else f"that of step {validations.best} is the best"
+    since = f"{validations.since} validation{'s' if validations.since > 1 else ''} without a new best"
+    print(f"--patience ends the run after step {state.step}: {since}, {best}", flush=True)
 
 
 class StepLines:

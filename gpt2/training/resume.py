@@ -7,7 +7,7 @@ import platform
 from gpt2.errors import UserError, safe_repr
 from gpt2.kernels.engine.jit import code_identity
 from gpt2.optimizer import SCHEDULES
-from gpt2.training.options import FIXED, Resolved, TrainOptions, flag, on_resume
+from gpt2.training.options import FIXED, SIZES, Resolved, TrainOptions, flag, on_resume
 
 
 def run_description(options, train_loader, val_loader, found):
@@ -42,9 +42,13 @@ def resumed_options(found, changes, anyway):
         before, resolved = TrainOptions.from_saved(saved), Resolved.from_saved(found.progress)
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise incompatible_checkpoint(found) from error
-    now = dataclasses.replace(before, **changes)
-    if now.init != before.init:
-        raise UserError(f"{found.folder}: --init {now.init}: a resumed run continues with its own model")
+    length = {"max_steps": None, "epochs": None} if changes.keys() & {"max_steps", "epochs"} else {}
+    now = dataclasses.replace(before, **length | changes)
+    for name in ("init", "size", *SIZES):
+        if getattr(now, name) != getattr(before, name):
+            raise UserError(
+                f"{found.folder}: {flag(name)} {getattr(now, name)}: a resumed run continues with its own model"
+            )
     in_force = dataclasses.asdict(before) | dataclasses.asdict(resolved)
     fixed = sorted(name for name in changes if on_resume(name) == FIXED)
     given = {name: getattr(now, name) for name in changes}
@@ -55,9 +59,13 @@ def resumed_options(found, changes, anyway):
     resolved = dataclasses.replace(
         resolved, **{name: given[name] for name in dataclasses.asdict(resolved) if name in given}
     )
-    if now.max_steps != before.max_steps and now.lr_schedule != "constant":
-        print(f"the learning rate continues as if the run had been one of {now.max_steps} steps", flush=True)
     return now, resolved
+
+
+def say_if_length_changed(found, options, max_steps):
+    """Says what a schedule makes of a number of steps that is not that of the checkpoint's run."""
+    if max_steps != Resolved.from_saved(found.progress).max_steps and options.lr_schedule != "constant":
+        print(f"the learning rate continues as if the run had been one of {max_steps} steps", flush=True)
 
 
 def check_data(found, train_loader, val_loader, anyway):
@@ -69,6 +77,15 @@ def check_data(found, train_loader, val_loader, anyway):
         if loader and not unknown and (difference := loader.difference(saved)):
             differences.append(f"{flag(name)}: {difference}")
     _refuse(found, differences, anyway)
+
+
+def validates_alike(found, options, val_loader):
+    """Returns whether a run's validation losses are comparable to those of the checkpoint's run."""
+    if val_loader is None:
+        return True
+    saved = found.progress
+    same_data = saved.get("val_data") is None or not val_loader.difference(saved["val_data"])
+    return same_data and saved["options"].get("val_batches") == options.val_batches
 
 
 def restore_position(found, loader, anyway):

@@ -10,7 +10,7 @@ import stat
 import sys
 
 from gpt2.errors import UserError, from_os_error
-from gpt2.formats.run import require_no_folders, steps
+from gpt2.formats.run import best_steps, require_no_folders, steps
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -63,7 +63,7 @@ def set_aside_earlier_run(path, stack, needed=()):
 
     needed: paths that must stay what they are called. Raises UserError if one is in the folder, or on failure.
     """
-    if not steps(path):
+    if not (steps(path) or best_steps(path)):
         return
     folder, number = path.resolve(), 1
     while os.path.lexists(aside := folder.with_name(f"{folder.name}-{number}")):

@@ -2,132 +2,40 @@
 
 import dataclasses
 import glob
-import math
 import os
-import pathlib
 import re
-import shlex
-import time
-
-import numpy as np
 
 from gpt2.config import PRESETS
-from gpt2.data.dataloader import DataLoader, bytes_in_memory
+from gpt2.data.dataloader import DataLoader, bytes_in_memory, expand
+from gpt2.data.vocabulary import vocabulary_of
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
 from gpt2.formats.files import data_dir
-from gpt2.formats.run import METRICS, steps
-from gpt2.formats.training_state import require_savable
-from gpt2.kernels.adamw import sum_of_squares
+from gpt2.formats.run import best_steps, steps
 from gpt2.model import GPT2
-from gpt2.training import checkpoint, resume
+from gpt2.training import resume
+from gpt2.training.best import BEST_AT_ONCE
 from gpt2.training.budget import checkpoint_bytes, require_disk, require_memory
-from gpt2.training.health import first_nonfinite
-from gpt2.training.metrics import Metrics
-from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, Resolved
-from gpt2.training.run_folder import is_lost, require_lock
+from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, MAX_STEPS, SEQ_LEN, SIZES, Resolved, flag
+from gpt2.training.run import Run
 from gpt2.training.samples import Sampler
 from gpt2.training.state import TrainState
 
 
-@dataclasses.dataclass
-class Run:
-    """A run that is ready for its next step.
-
-    found: the checkpoint it was resumed from, or None. in_place: whether that lies in the run's own folder. saved: the
-    newest step with a checkpoint in the folder, or None. metrics: None until `open_metrics`.
-    """
-
-    options: object
-    folder: pathlib.Path
-    state: TrainState
-    val_loader: DataLoader | None
-    found: checkpoint.Checkpoint | None = None
-    in_place: bool = False
-    saved: int | None = None
-    sampler: Sampler | None = None
-    metrics: Metrics | None = None
-
-    def open_metrics(self):
-        """Starts the metrics, or continues those of the run resumed from."""
-        if self.found:
-            self.metrics = Metrics.resume(self.found.folder, self.folder, self.state.step)
-            _, val_losses = self.metrics.losses("val_loss")
-            if val_losses.size:  # a checkpoint is older than the validation of its own step
-                self.state.note_loss("val_loss", float(val_losses[-1]))
-            if self.options.skip_spikes and not self.found.progress["options"].get("skip_spikes"):
-                self._recall_outliers()
-        else:
-            self.metrics = Metrics.start(self.folder)
-
-    def _recall_outliers(self):
-        """Fills the windows of --skip-spikes, given anew, from the records; says when it acts if they are too few."""
-        (loss_steps, losses), (norm_steps, norms) = (self.metrics.losses(key) for key in self.state.outliers)
-        _, of_losses, of_norms = np.intersect1d(loss_steps, norm_steps, return_indices=True)
-        losses, norms = losses[of_losses], norms[of_norms]
-        known = np.isfinite(losses) & np.isfinite(norms)
-        for detector, values in zip(self.state.outliers.values(), (losses, norms), strict=True):
-            detector.state = values[known][-detector.window :].tolist()
-        if missing := detector.window - len(detector.state):
-            step = self.state.step + missing + 1
-            print(f"--skip-spikes acts from step {step} on: {METRICS} has too few losses of the steps before")
-
-    def _progress(self):
-        """What a checkpoint holds besides the arrays: a dict for JSON."""
-        description = resume.run_description(self.options, self.state.loader, self.val_loader, self.found)
-        return self.state.to_dict() | description
-
-    @property
-    def token_files(self):
-        """The paths of the files of both splits, as given."""
-        loaders = [self.state.loader, *([self.val_loader] if self.val_loader else [])]
-        return [entry["file"] for loader in loaders for entry in loader.fingerprint]
-
-    @property
-    def resume_command(self):
-        """The command that continues the run, one line for a shell whatever the folder's name."""
-        folder = str(self.folder)
-        folder = f"./{folder}" if folder.startswith("-") else folder
-        if folder.isprintable():
-            return f"python train_gpt2.py --resume {shlex.quote(folder)}"
-        escaped = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
-        return f"python train_gpt2.py --resume $'{escaped}'"
-
-    def require_savable(self):
-        """Raises UserError, before the first step, if there is too much to say of the run in a checkpoint."""
-        require_savable(self.folder, self._progress())
-
-    def save(self):
-        """Saves a checkpoint, unless there is one of this step, or an earlier error said that the folder is lost.
-
-        Raises UserError if that fails, or if the parameters are not finite.
-        """
-        state, start = self.state, time.perf_counter()
-        if self.saved == state.step or is_lost(self.folder):
-            return
-        require_lock(self.folder)
-        if not math.isfinite(sum_of_squares(state.model.params_flat)):
-            raise UserError(
-                f"after step {state.step} the parameters are not finite, first {first_nonfinite(state.model)}; "
-                "that was not saved: try a lower --learning-rate"
-            )
-        self.metrics.sync()
-        written = checkpoint.save(self.folder, state.model, state.optimizer, self._progress(), self.options.keep)
-        self.saved = state.step
-        print(f"saved {written.model} and {written.state.name} in {time.perf_counter() - start:.1f} s", flush=True)
-
-
 def start_run(options, folder, make_optimizer):
     """Returns the Run that TrainOptions ask for, in a locked folder. Raises UserError."""
-    config = PRESETS["gpt2"] if options.init == "scratch" else pretrained.load_config(options.init)
     train_data = options.train_data or default_data("train")
+    config = _initial_config(options, train_data)
     val_data = options.val_data or (_default_val_data(options.train_data) if options.val_every else None)
-    _require_room(options, config, folder, (train_data, val_data))
-    loaders = _open_data(options, config, train_data, val_data)
-    model, is_pretrained = _initial_model(options)
-    choices = FINE_TUNING if is_pretrained else FROM_SCRATCH
+    seq_len = min(SEQ_LEN, config.maxT) if options.seq_len is None else options.seq_len
+    _require_memory(options, config, seq_len, (train_data, val_data))
+    loaders = _open_data(options, config, seq_len, train_data, val_data)
+    max_steps = _length(options, loaders[0], MAX_STEPS if options.max_steps is None else options.max_steps)
+    _require_disk(options, config, folder, max_steps)
+    model = _initial_model(options, config)
+    choices = FROM_SCRATCH if model.is_untrained else FINE_TUNING
     given = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
-    resolved = Resolved(train_data, val_data, **choices | given)
+    resolved = Resolved(train_data, val_data, **choices | given, seq_len=seq_len, max_steps=max_steps)
     run = _make_run(options, folder, model, loaders, resolved, make_optimizer)
     run.require_savable()
     return run
@@ -140,11 +48,13 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
     """
     in_place = folder.samefile(found.folder)
     val_data = resolved.val_data or (_default_val_data(resolved.train_data) if options.val_every else None)
-    resolved = dataclasses.replace(resolved, val_data=val_data)
     config = pretrained.load_config(found.model)
-    data = resolved.train_data, val_data
-    _require_room(options, config, folder, data, found.step, len(steps(folder)) if in_place else 0)
-    loaders = _open_data(options, config, resolved.train_data, val_data)
+    _require_memory(options, config, resolved.seq_len, (resolved.train_data, val_data))
+    loaders = _open_data(options, config, resolved.seq_len, resolved.train_data, val_data)
+    max_steps = _length(options, loaders[0], resolved.max_steps)
+    _require_disk(options, config, folder, max_steps - found.step, in_place)
+    resolved = dataclasses.replace(resolved, val_data=val_data, max_steps=max_steps)
+    resume.say_if_length_changed(found, options, max_steps)
     run = _make_run(options, folder, GPT2.load(found.model), loaders, resolved, make_optimizer)
     run.found, run.in_place, run.saved = found, in_place, found.step if in_place else None
     resume.check_data(found, *loaders, anyway)
@@ -203,40 +113,80 @@ def _make_run(options, folder, model, loaders, resolved, make_optimizer):
     return run
 
 
-def _require_room(options, config, folder, data, step=0, present=0):
-    """Raises UserError if there is too little memory or disk.
+def vocabulary_size(train_data):
+    """The vocabulary size of a model of random weights that is trained on these token files.
 
-    data: the token files of both splits. present: checkpoints in the folder, to be replaced.
+    Raises UserError if they are of different vocabularies, or theirs is not beside them.
     """
-    if config.maxT < options.seq_len:
-        raise UserError(f"--seq-len {options.seq_len}: the model's positions end at {config.maxT}")
+    vocabularies = {path: vocabulary_of(path) for path in expand(train_data)}
+    sizes = {found and found.sha256: path for path, found in vocabularies.items()}
+    if len(sizes) > 1:
+        raise UserError(f"{' and '.join(list(sizes.values())[:2])}: tokens of different vocabularies")
+    found = next(iter(vocabularies.values()))
+    return found.size if found else PRESETS["gpt2"].V
+
+
+def _initial_config(options, train_data):
+    """The sizes of the model that --init names. Raises UserError, for options that do not go with it, too."""
+    given = {name: getattr(options, name) for name in ("size", *SIZES) if getattr(options, name) is not None}
+    if options.init != "scratch":
+        if given:
+            raise UserError(f"{', '.join(map(flag, given))}: only with --init scratch: other models have their sizes")
+        return pretrained.load_config(options.init)
+    sizes = {SIZES[name]: value for name, value in given.items() if name in SIZES}
+    V = vocabulary_size(train_data)
+    try:
+        return dataclasses.replace(PRESETS[options.size or "gpt2"], V=V, **sizes)
+    except UserError as error:
+        raise UserError(f"--init scratch: {error}; choose other --channels or --heads") from error
+
+
+def _length(options, loader, steps):
+    """The steps of a run, from --epochs if given; a last update may go on into the next epoch."""
+    return steps if options.epochs is None else -(-options.epochs * loader.num_batches // options.grad_accum_steps)
+
+
+def _require_memory(options, config, seq_len, data):
+    """Raises UserError if there is too little memory, or a sequence is too long; data: token files of both splits."""
+    if config.maxT < seq_len:
+        raise UserError(f"--seq-len {seq_len}: the model's positions end at {config.maxT}")
     # A prompt has at most as many tokens as bytes.
     sample_length = min(config.maxT, max(1, len(options.prompt.encode())) + options.sample_tokens)
     sample_length = sample_length if options.sample_every else 0
     train_data, val_data = data
     data_bytes = bytes_in_memory(train_data) + (bytes_in_memory(val_data) if options.val_every else 0)
-    require_memory(config, options.batch_size, options.seq_len, sample_length, data_bytes)
-    left = max(0, options.max_steps - step)
-    saves = -(-left // options.checkpoint_every) if options.checkpoint_every else 1
+    require_memory(config, options.batch_size, seq_len, sample_length, data_bytes)
+
+
+def _require_disk(options, config, folder, left, in_place=False):
+    """Raises UserError if there is too little disk.
+
+    left: steps to take. in_place: whether the checkpoints in the folder are the run's own, to be replaced.
+    """
+    present = len(steps(folder)) if in_place else 0
+    saves = -(-max(0, left) // options.checkpoint_every) if options.checkpoint_every else 1
     # Old checkpoints go only after the new one is complete.
     at_once = max(1, present, min(present + saves, options.keep + 1))
+    if options.keep_best:
+        at_once += BEST_AT_ONCE
+        present += len(best_steps(folder)) if in_place else 0
     require_disk(config, folder, at_once, present * checkpoint_bytes(config))
 
 
-def _open_data(options, config, train_data, val_data):
+def _open_data(options, config, T, train_data, val_data):
     """Returns the loaders of both splits, that of the validation None if there is none."""
-    B, T = options.batch_size, options.seq_len
     shuffle_seed = {True: options.seed, False: None}.get(options.shuffle, options.shuffle)
+    B = options.batch_size
     train_loader = DataLoader(train_data, B, T, config.V, shuffle_seed)
     return train_loader, DataLoader(val_data, B, T, config.V) if options.val_every else None
 
 
-def _initial_model(options):
-    """Returns the model that --init names, and whether its weights were trained before."""
+def _initial_model(options, config):
+    """Returns the model that --init names, of random weights if those of GPT-2 cannot be had."""
     if options.init == "scratch":
-        return GPT2(PRESETS["gpt2"], options.seed), False
+        return GPT2(config, options.seed)
     try:
-        return GPT2.from_pretrained(options.init), True
+        return GPT2.from_pretrained(options.init)
     except UnavailableError as error:
         if options.init != "gpt2":
             raise
@@ -246,4 +196,4 @@ def _initial_model(options):
             f"and the next run starts from them: {pretrained.FETCH_COMMAND}",
             flush=True,
         )
-        return GPT2(PRESETS["gpt2"], options.seed), False
+        return GPT2(config, options.seed)

@@ -20,7 +20,7 @@ def train_step(state, options):
         options.lr_schedule,
         resolved.learning_rate,
         resolved.warmup_steps,
-        options.max_steps,
+        resolved.max_steps,
         options.final_lr_fraction,
     )
     epoch = state.loader.epoch
@@ -39,7 +39,7 @@ def train_step(state, options):
         "lr": lr,
         "gradients_ms": 1e3 * (middle - start),
         "update_ms": 1e3 * (end - middle),
-        "tokens_per_s": options.batch_size * options.seq_len * options.grad_accum_steps / seconds,
+        "tokens_per_s": options.batch_size * resolved.seq_len * options.grad_accum_steps / seconds,
     }
     if skipped:
         state.skipped[skipped] += 1

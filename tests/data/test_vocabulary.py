@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.data import vocabulary
-from gpt2.data.vocabulary import END_OF_TEXT, byte_pairs, characters, load_vocabulary
+from gpt2.data.vocabulary import END_OF_TEXT, byte_pairs, characters, load_vocabulary, vocabulary_of
 from gpt2.errors import UserError
+from gpt2.formats.llmc import write_token_file, write_tokens
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 20
 ANY = "é\u4e16\U0001f600 \u0301\x00\t\r\n  <|endoftext|> \ufffd"
@@ -124,3 +125,25 @@ def test_control_tokens_may_be_given_as_objects(pairs, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": {"content": END_OF_TEXT}}))
     loaded = load_vocabulary(tmp_path)
     assert (loaded.begin, loaded.end) == (299, None)
+
+
+def test_the_vocabulary_of_a_token_file_is_the_one_beside_it(pairs, tmp_path):
+    ids = pairs.encode(TEXT)
+    for name in ("mine_train.bin", "mine_val.bin", "mine_train_0012.bin"):
+        with open(tmp_path / name, "wb") as file:
+            write_token_file(file, ids, pairs.sha256)
+        with pytest.raises(UserError, match=re.escape(f"{name}: its tokens are not GPT-2's, and {tmp_path}")):
+            vocabulary_of(tmp_path / name)
+    (tmp_path / "mine_vocabulary").mkdir()
+    pairs.save(tmp_path / "mine_vocabulary")
+    for name in ("mine_train.bin", "mine_val.bin", "mine_train_0012.bin"):
+        assert vocabulary_of(tmp_path / name).sha256 == pairs.sha256
+    byte_pairs([TEXT], 290).save(tmp_path / "mine_vocabulary")
+    with pytest.raises(UserError, match="its tokens are of another vocabulary than"):
+        vocabulary_of(tmp_path / "mine_train.bin")
+
+
+def test_a_token_file_that_names_no_vocabulary_is_gpt2s(tmp_path):
+    write_tokens(tmp_path / "a.bin", [1, 2])
+    (tmp_path / "ids.bin").write_bytes(bytes(range(200)))
+    assert vocabulary_of(tmp_path / "a.bin") is None and vocabulary_of(tmp_path / "ids.bin") is None

@@ -53,6 +53,19 @@ def test_version_3_is_written_byte_for_byte_and_read_back(tmp_path):
     assert np.array_equal(params, parameters())
 
 
+@pytest.mark.parametrize(("dtype", "version"), [("float32", 3), ("bfloat16", 5)])
+def test_random_weights_are_flagged_in_an_int_that_llmc_does_not_read(tmp_path, dtype, version):
+    trained, untrained = tmp_path / "trained.bin", tmp_path / "untrained.bin"
+    llmc.save_model(trained, CONFIG, parameters(), dtype)
+    llmc.save_model(untrained, CONFIG, parameters(), dtype, untrained=True)
+    headers = [np.frombuffer(path.read_bytes()[:1024], "<i4") for path in (trained, untrained)]
+    assert headers[0].tolist() == [20240326, version, 5, 7, 2, 2, 4, 128, *[0] * 248]
+    assert headers[1].tolist() == [*headers[0][:8], 1, *[0] * 247]
+    assert trained.read_bytes()[1024:] == untrained.read_bytes()[1024:]
+    assert np.array_equal(llmc.load_model(untrained)[1], llmc.load_model(trained)[1])
+    assert llmc.is_untrained(untrained) and not llmc.is_untrained(trained)
+
+
 def test_version_1_is_padded(tmp_path):
     params = parameters()
     path = tmp_path / "x.bin"

@@ -269,7 +269,7 @@ def state_bytes(facts, json_bytes=None, sizes=(4, 5, 1, 1, 2, 128), floats=None)
 def facts(**changed):
     """What the state of step 20 says, but for the changes."""
     file = io.BytesIO()
-    write_model(file, CONFIG, GPT2(CONFIG, 20).params_flat)
+    write_model(file, CONFIG, GPT2(CONFIG, 20).params_flat, untrained=True)
     model = {"bytes": file.tell(), "sha256": hashlib.sha256(file.getvalue()).hexdigest()}
     return {"progress": {"step": 20}, "optimizer_steps": 1, "model": model} | changed
 

@@ -33,6 +33,7 @@ OPTIONS = TrainOptions(
 )
 FIRST_KEYS = {"step", "train_loss", "val_loss", "left_out", "outliers", "position"}
 FIRST_KEYS |= {"options", "train_data", "val_data", "versions"}
+LATER_OPTIONS = {"size", "layers", "heads", "channels", "context", "epochs", "patience", "keep_best"}
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,8 @@ def folder(tmp_path, monkeypatch):
 def stopped_in_the_first_form(options):
     """Trains; leaves the finished run in "whole", and in "out" what the first form had saved of it at step 5.
 
+    Options that it did not have are left at their defaults.
+
     Returns what was saved there.
     """
     train(options)
@@ -60,9 +63,11 @@ def stopped_in_the_first_form(options):
     optimizer = AdamW(model)
     found.load_moments(optimizer)
     progress = dict(found.progress)
-    del progress["record"]
+    del progress["record"], progress["validations"]
     progress["left_out"] = progress.pop("skipped")
     progress["options"] = progress["options"] | progress.pop("resolved")
+    for name in LATER_OPTIONS:
+        assert progress["options"].pop(name) == getattr(TrainOptions(), name)
     assert progress.keys() == FIRST_KEYS and None not in progress["options"].values()
     checkpoint.save("out", model, optimizer, progress, keep=1)
     return progress

@@ -32,7 +32,7 @@ STEPS = 16
 OPTIONS = (
     "--init tiny.bin --train-data train-*.bin --val-data val.bin -b 2 -t 8 -l 1e-2 --grad-accum-steps 3 --shuffle "
     "--lr-schedule cosine --warmup-steps 3 --weight-decay 0.1 --grad-clip 1 --val-every 5 --val-batches 3 "
-    f"--sample-every 6 --sample-tokens 5 --skip-spikes 3 -x {STEPS} --checkpoint-every 2 --keep 2"
+    f"--sample-every 6 --sample-tokens 5 --skip-spikes 3 -x {STEPS} --checkpoint-every 2 --keep 2 --keep-best"
 ).split()
 PAUSE = 0.002  # seconds that each call which saves takes longer
 # A checkpoint takes 21 of these calls, or 23 with one to remove.
@@ -86,14 +86,17 @@ def slow_down(saving, last_call):
         file.write = write_in_halves
         return file
 
-    def save_and_tell(*arguments):
-        saving.value = True
-        saved = save(*arguments)
-        saving.value = False
-        return saved
+    def telling(function):
+        def call(*arguments):
+            within, saving.value = saving.value, True
+            saved = function(*arguments)
+            saving.value = within
+            return saved
+
+        return call
 
     named_temporary_file, tempfile.NamedTemporaryFile = tempfile.NamedTemporaryFile, slow_file
-    save, checkpoint.save = checkpoint.save, save_and_tell
+    checkpoint.save, checkpoint.write = telling(checkpoint.save), telling(checkpoint.write)
     for name in ("fsync", "replace", "unlink"):
         setattr(os, name, slow(getattr(os, name)))
 
@@ -135,6 +138,12 @@ def begin_or_go_on():
     return [*OPTIONS, "--out-dir", "out"]
 
 
+def outcome():
+    """What a run leaves that must not depend on kills: its contents, and its best checkpoint."""
+    best = checkpoint.find("out/best", report=pytest.fail)
+    return contents("out", STEPS), best.step, best.model.read_bytes(), files("out/best")
+
+
 def files(out):
     """What belongs to checkpoints in a folder."""
     return sorted(name for name in os.listdir(out) if re.match(r"\.?(model|state|checkpoints)", name))
@@ -165,7 +174,7 @@ def undisturbed(fork_server, tmp_path_factory):
         before = time.perf_counter()
         process, _ = start(*OPTIONS)
         assert ended(process) == 0, log()
-        return folder, contents("out", STEPS), time.perf_counter() - before
+        return folder, outcome(), time.perf_counter() - before
 
 
 @pytest.mark.parametrize("number", range(RUNS))
@@ -186,7 +195,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(undisturbed, number, tmp_path,
         )
         status = ended(process) if in_save else ended(process, rng.uniform(0, seconds))
         if status == 0:  # it was done before the moment had come
-            assert contents("out", STEPS) == expected
+            assert outcome() == expected
             shutil.rmtree("out")
             pathlib.Path("log").write_text("")
             seconds *= 0.7
@@ -198,6 +207,6 @@ def test_a_killed_run_ends_as_if_nothing_had_been(undisturbed, number, tmp_path,
     assert in_saves >= KILLS_IN_SAVES
     process, _ = start(*begin_or_go_on())
     assert ended(process) == 0, log()
-    assert contents("out", STEPS) == expected
+    assert outcome() == expected
     assert files("out") == files(folder / "out")  # nothing of what was killed is left
     assert set(samples(log())) == set(samples((folder / "log").read_text()))

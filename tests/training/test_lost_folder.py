@@ -100,11 +100,11 @@ def test_where_the_folder_is_now_the_run_is_resumed():
 def test_a_folder_taken_while_a_checkpoint_is_written_keeps_the_one_before(monkeypatch, writing):
     write, before = getattr(checkpoint, writing), []
 
-    def write_and_lose(*arguments):
+    def write_and_lose(*arguments, **named):
         if (OUT / "checkpoints.json").exists():
             remove_lock()
             before.append(snapshot(OUT))
-        return write(*arguments)
+        return write(*arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, writing, write_and_lose)

@@ -13,10 +13,13 @@ NAMES = [field.name for field in dataclasses.fields(TrainOptions)]
 PATHS = {"train_data", "val_data"}
 POSITIVE = {"batch_size", "seq_len", "grad_accum_steps", "sample_tokens", "keep"}
 COUNTS = {"max_steps", "skip_nonfinite", "val_every", "val_batches", "sample_every", "checkpoint_every", "seed"}
-COUNTS |= {"warmup_steps"}
+COUNTS |= {"warmup_steps", "patience"}
+SIZES = {"layers", "heads", "channels", "context"}
+POSITIVE |= SIZES | {"epochs"}
 NUMBERS = {"learning_rate", "weight_decay", "grad_clip", "skip_spikes"}
 # What may be left to the run.
 OPEN = {"train_data", "val_data", "learning_rate", "warmup_steps", "grad_clip"}
+OPEN |= SIZES | {"size", "seq_len", "max_steps", "epochs"}
 BAD_NUMBERS = ["1", True, [1], float("nan"), float("inf")]
 BAD = (
     {name: [(), ("",), ("a", ""), ("a", 1), "", "a\0b", 1, {"a": 1}] for name in PATHS}
@@ -25,11 +28,12 @@ BAD = (
     | {name: [-0.1, *BAD_NUMBERS] for name in NUMBERS}
     | {name: [-0.1, 1, *BAD_NUMBERS] for name in ("beta1", "beta2")}
     | {name: ["", "a\0b", 1, b"a"] for name in ("init", "out_dir")}
-    | {name: [0, 1, "yes"] for name in ("shuffle", "overfit_single_batch")}
+    | {name: [0, 1, "yes"] for name in ("shuffle", "overfit_single_batch", "keep_best")}
     | {
         "eps": [0, -1e-8, 1e-60, 1e39, *BAD_NUMBERS],
         "final_lr_fraction": [-0.1, 1.1, *BAD_NUMBERS],
         "lr_schedule": ["", "cosinus", 1],
+        "size": ["", "gpt3", 1, ["baby"]],
         "prompt": [1, "a lone surrogate \udcff", b"text"],
         "threads": [1.0, "1", True, 2**31],
     }
@@ -70,7 +74,7 @@ def test_paths_may_be_one_or_several(name):
         assert getattr(TrainOptions(**{name: value}), name) == stored
 
 
-def test_what_depends_on_the_weights_is_left_open_by_default():
+def test_what_depends_on_weights_and_data_is_left_open_by_default():
     options = TrainOptions()
     assert {name for name in NAMES if getattr(options, name) is None} == OPEN
 
@@ -87,26 +91,35 @@ def test_options_are_saved_and_read_as_json_but_for_those_of_the_process():
             TrainOptions.from_saved(bad)
 
 
+def test_the_length_of_a_run_is_said_once():
+    with pytest.raises(UserError, match=r"^--epochs and --max-steps both say [^\n]+$"):
+        TrainOptions(epochs=1, max_steps=0)
+
+
 RESOLVED = {"train_data": ["a"], "val_data": None, "learning_rate": 0.1, "warmup_steps": 2, "grad_clip": 0.0}
+RESOLVED |= {"seq_len": 8, "max_steps": 0}
 
 
 def test_what_a_run_settled_on_is_read_back():
     resolved = Resolved.from_saved({"resolved": RESOLVED, "options": {}})
-    assert resolved == Resolved(("a",), None, 0.1, 2, 0.0)
+    assert resolved == Resolved(("a",), None, 0.1, 2, 0.0, 8, 0)
     assert json.loads(json.dumps(dataclasses.asdict(resolved))) == RESOLVED
-    for name in ("train_data", "learning_rate", "warmup_steps", "grad_clip"):
+    for name in RESOLVED.keys() - {"val_data"}:
         with pytest.raises(UserError):
-            Resolved.from_saved({"resolved": RESOLVED | {name: None}})
+            Resolved.from_saved({"resolved": RESOLVED | {name: None}, "options": {}})
     with pytest.raises(KeyError):
-        Resolved.from_saved({"resolved": {name: RESOLVED[name] for name in RESOLVED if name != "grad_clip"}})
+        Resolved.from_saved(
+            {"resolved": {name: RESOLVED[name] for name in RESOLVED if name != "grad_clip"}, "options": {}}
+        )
 
 
 def test_a_resumed_run_may_change_only_what_leaves_it_the_same_run():
     policies = {policy: {name for name in NAMES if on_resume(name) == policy} for policy in (CONTENTS, FREE, PROCESS)}
     assert policies[CONTENTS] == PATHS
     assert policies[PROCESS] == {"out_dir", "threads"}
+    length, kept = {"max_steps", "epochs", "patience"}, {"checkpoint_every", "keep", "keep_best"}
     shown = {"val_every", "val_batches", "sample_every", "sample_tokens", "prompt"}
-    assert policies[FREE] == shown | {"max_steps", "checkpoint_every", "keep", "skip_nonfinite", "skip_spikes"}
+    assert policies[FREE] == length | kept | shown | {"skip_nonfinite", "skip_spikes"}
     rest = set(NAMES) - set.union(*policies.values())
     assert all(on_resume(name) == FIXED for name in rest)
 
@@ -120,6 +133,7 @@ def test_a_resumed_run_may_change_only_what_leaves_it_the_same_run():
         ("--train-data a b --val-data c", {"train_data": ["a", "b"], "val_data": ["c"]}),
         ("--shuffle --overfit-single-batch", {"shuffle": True, "overfit_single_batch": True}),
         ("--shuffle llmc", {"shuffle": "llmc"}),
+        ("--size baby --layers 2 --epochs 3", {"size": "baby", "layers": 2, "epochs": 3}),
         ("--beta1 0 --prompt 12 --seed 5", {"beta1": 0.0, "prompt": "12", "seed": 5}),
         ("--batch-size two --eps x", {"batch_size": "two", "eps": "x"}),
     ],

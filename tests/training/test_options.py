@@ -15,7 +15,7 @@ from gpt2.data import tokenizer
 from gpt2.data.dataloader import DataLoader
 from gpt2.errors import UserError
 from gpt2.formats.llmc import write_tokens
-from gpt2.formats.run import steps
+from gpt2.formats.run import best_steps, steps
 from gpt2.machine import available_threads, set_threads
 from gpt2.training import loop, setup, state
 from gpt2.training.health import OutlierDetector
@@ -26,6 +26,8 @@ from tests.support.runs import model_bytes, records, train_losses
 from tests.support.vocabulary import BYTES
 
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
+BABY = GPT2Config(maxT=10, V=1, L=1, NH=4, C=16)  # another V: the data's is what counts
+SIZES = {"context": "maxT", "layers": "L", "heads": "NH", "channels": "C"}
 TOLERANCE = 1e-5
 WINDOW = 4  # of the outlier detectors: 128 would take as many steps to fill
 BASE = TrainOptions(
@@ -48,6 +50,12 @@ BASE = TrainOptions(
 COMPUTED = [
     ("init", "other.bin", {}),
     ("init", "scratch", {}),
+    ("size", "baby", {"init": "scratch"}),
+    ("layers", 1, {"init": "scratch"}),
+    ("heads", 3, {"init": "scratch"}),
+    ("channels", 8, {"init": "scratch", "size": "baby"}),
+    ("context", 8, {"init": "scratch"}),
+    ("context", 5, {"init": "scratch", "seq_len": None}),
     ("seed", 7, {"init": "scratch"}),
     ("seed", 7, {"shuffle": True}),
     ("train_data", ("other-1.bin",), {}),
@@ -61,6 +69,8 @@ COMPUTED = [
     ("overfit_single_batch", True, {"grad_accum_steps": 2}),
     ("max_steps", 7, {}),
     ("max_steps", 7, {"lr_schedule": "linear"}),
+    ("epochs", 2, {"max_steps": None}),
+    ("epochs", 2, {"max_steps": None, "grad_accum_steps": 3, "lr_schedule": "linear"}),
     ("learning_rate", 2e-2, {}),
     ("lr_schedule", "linear", {}),
     ("lr_schedule", "cosine", {}),
@@ -101,6 +111,7 @@ def folder(files, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "EOT", CONFIG.V - 1)
     monkeypatch.setattr(tokenizer, "load_tokenizer", lambda: BYTES)
     monkeypatch.setitem(setup.PRESETS, "gpt2", CONFIG)
+    monkeypatch.setitem(setup.PRESETS, "baby", BABY)
     monkeypatch.setattr(state, "OutlierDetector", functools.partial(OutlierDetector, WINDOW))
     yield tmp_path
     set_threads(available_threads())
@@ -119,14 +130,19 @@ def train(options):
 
 def expected(options, broken=()):
     """What `train` returns, in float64. broken: steps whose gradient is not finite, and which are skipped."""
-    loader = DataLoader(options.train_data, options.batch_size, options.seq_len, CONFIG.V, shuffle_seed(options))
-    model = GPT2(CONFIG, options.seed) if options.init == "scratch" else GPT2.load(options.init)
+    config = model_config(options)
+    T = min(64, config.maxT) if options.seq_len is None else options.seq_len
+    loader = DataLoader(options.train_data, options.batch_size, T, CONFIG.V, shuffle_seed(options))
+    model = GPT2(config, options.seed) if options.init == "scratch" else GPT2.load(options.init)
+    max_steps = 40 if options.max_steps is None else options.max_steps
+    if options.epochs is not None:
+        max_steps = math.ceil(options.epochs * loader.num_batches / options.grad_accum_steps)
     params = {name: tensor.astype(np.float64) for name, tensor in model.params.items()}
     moments = {name: (np.zeros(tensor.shape), np.zeros(tensor.shape)) for name, tensor in params.items()}
     logged, updates = {key: [] for key in LOGGED}, 0
-    for step in range(1, options.max_steps + 1):
-        loss, grads = mean_gradients(options, params, loader)
-        norm, lr = math.sqrt(sum(np.sum(grad**2) for grad in grads.values())), learning_rate(options, step)
+    for step in range(1, max_steps + 1):
+        loss, grads = mean_gradients(options, params, config, loader)
+        norm, lr = math.sqrt(sum(np.sum(grad**2) for grad in grads.values())), learning_rate(options, step, max_steps)
         for key, value in zip(LOGGED, (loss, norm, lr), strict=True):
             logged[key].append(value)
         if step in broken or (options.skip_spikes and is_spike(logged, options.skip_spikes)):
@@ -142,31 +158,37 @@ def expected(options, broken=()):
     return logged, params
 
 
+def model_config(options):
+    """The sizes of the model that the options name."""
+    given = {SIZES[name]: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
+    return dataclasses.replace(BABY if options.size else CONFIG, V=CONFIG.V, **given)
+
+
 def shuffle_seed(options):
     return options.seed if options.shuffle is True else options.shuffle or None
 
 
-def mean_gradients(options, params, loader):
+def mean_gradients(options, params, config, loader):
     """Returns (loss, gradients), each the mean over the micro-batches of a step."""
     parts = []
     for _ in range(options.grad_accum_steps):
         if options.overfit_single_batch:
             loader.reset()
-        parts.append(reference.loss_and_gradients(params, CONFIG, *loader.next_batch()))
+        parts.append(reference.loss_and_gradients(params, config, *loader.next_batch()))
     losses, grads = zip(*parts, strict=True)
     return np.mean(losses), {name: np.mean([grad[name] for grad in grads], axis=0) for name in params}
 
 
-def learning_rate(options, step):
+def learning_rate(options, step, max_steps):
     """The learning rate of a step, counted from 1."""
     if step <= options.warmup_steps:
         return options.learning_rate * step / options.warmup_steps
-    done = (step - 1 - options.warmup_steps) / (options.max_steps - options.warmup_steps)
+    done = (step - 1 - options.warmup_steps) / (max_steps - options.warmup_steps)
     left = {
         "constant": 1,
         "linear": 1 - done,
         "cosine": 0.5 + 0.5 * math.cos(math.pi * done),
-        "wsd": min(1, (options.max_steps - step + 1) / (options.max_steps // 5)),
+        "wsd": min(1, (max_steps - step + 1) / (max_steps // 5)),
     }[options.lr_schedule]
     final = 1 if options.lr_schedule == "constant" else options.final_lr_fraction
     return options.learning_rate * (final + (1 - final) * left)
@@ -180,6 +202,8 @@ def is_spike(logged, limit):
 
 
 def difference(params, others):
+    if any(params[name].shape != others[name].shape for name in params):
+        return math.inf
     return relative_error(*(np.concatenate([tensor.ravel() for tensor in each.values()]) for each in (params, others)))
 
 
@@ -249,6 +273,7 @@ NOT_COMPUTED = [
     ("checkpoint_every", 0, {"saved": [10]}),
     ("keep", 2, {"saved": [10, 8]}),
     ("keep", 1, {"saved": [10]}),
+    ("keep_best", True, {"best": [0]}),  # validation tokens are random: nothing is learnt for them
     ("threads", 2, {"threads": 2}),
 ]
 
@@ -266,6 +291,7 @@ def left_by(options, capsys):
         "validated": list(val_losses),
         "samples": [len(text) - len(options.prompt) for text in texts],
         "saved": steps(options.out_dir),
+        "best": best_steps(options.out_dir),
         "threads": numba.get_num_threads(),
     }
 
@@ -280,7 +306,7 @@ def validation_loss(options):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "value", "difference"), NOT_COMPUTED)
 def test_it_leaves_the_numbers_as_they_are(folder, capsys, name, value, difference):
-    base = {"validated": [0, 5, 10], "samples": [4, 4], "saved": [10, 8, 4], "threads": 1}
+    base = {"validated": [0, 5, 10], "samples": [4, 4], "saved": [10, 8, 4], "best": [], "threads": 1}
     assert left_by(dataclasses.replace(SHOWN, out_dir="base"), capsys) == base
     options = dataclasses.replace(SHOWN, **{name: value})
     assert left_by(options, capsys) == base | difference
@@ -288,6 +314,14 @@ def test_it_leaves_the_numbers_as_they_are(folder, capsys, name, value, differen
     assert model_bytes(options.out_dir, 10) == model_bytes("base", 10)
 
 
+@pytest.mark.parametrize("patience", [1, 2, 5])
+def test_patience_ends_a_run_after_so_many_validations_without_a_lower_loss(folder, monkeypatch, patience):
+    losses = iter([4.0, 3.0, 3.5, 2.0, 2.0, 2.5, *[3.0] * 9])  # of steps 0 to 3, and so on
+    monkeypatch.setattr(loop, "_validate", lambda *arguments: next(losses))
+    options = dataclasses.replace(BASE, val_every=1, patience=patience)
+    assert loop.train(options).state.step == {1: 2, 2: 5, 5: 8}[patience]
+
+
 def test_every_option_is_tested_here():
-    tested = {name for name, *_ in COMPUTED + NOT_COMPUTED} | {"skip_nonfinite"}
+    tested = {name for name, *_ in COMPUTED + NOT_COMPUTED} | {"skip_nonfinite", "patience"}
     assert tested == {field.name for field in dataclasses.fields(TrainOptions)}

@@ -64,7 +64,7 @@ def test_a_run_is_described(tmp_path, capsys):
         batch_size=2, seq_len=8, grad_accum_steps=3, max_steps=7, lr_schedule="wsd", seed=5, threads=2
     )
     for clip, said in ((0.0, "no clipping"), (0.5, "clip 0.5")):
-        state = TrainState(model, AdamW(model), loader, Resolved(("train.bin",), None, 1e-3, 4, clip))
+        state = TrainState(model, AdamW(model), loader, Resolved(("train.bin",), None, 1e-3, 4, clip, 8, 7))
         report.describe(options, state, None)
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "[GPT-2] maxT 16 | V 50 | Vp 128 | L 1 | NH 2 | C 12"
@@ -75,8 +75,10 @@ def test_a_run_is_described(tmp_path, capsys):
     shown = [re.match(r"  (\w+) +([\d,]+)  \((.*)\)", line).groups() for line in lines[2:-2]]
     assert [name for name, *_ in shown] == list(model.params)
     assert sum(int(size.replace(",", "")) for _, size, _ in shown) == model.params_flat.size
-    report.describe(options, state, loader)
-    assert f"[data] validation: 1,700 tokens, 106 batches an epoch, from {tmp_path}" in capsys.readouterr().out
+    report.describe(TrainOptions(epochs=2), state, loader)
+    printed = capsys.readouterr().out
+    assert f"[data] validation: 1,700 tokens, 106 batches an epoch, from {tmp_path}" in printed
+    assert "| 2 epochs = 7 steps |" in printed
 
 
 @pytest.mark.slow

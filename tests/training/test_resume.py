@@ -65,8 +65,8 @@ def resume(*arguments):
 def back_to(step, out="parts"):
     """Leaves of a run what there was at a step, but for its metrics."""
     for later in range(step + 1, 13):
-        pathlib.Path(out, f"state_{later:08d}.bin").unlink()
-        pathlib.Path(out, f"model_{later:08d}.bin").unlink()
+        pathlib.Path(out, f"state_{later:08d}.bin").unlink(missing_ok=True)
+        pathlib.Path(out, f"model_{later:08d}.bin").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -168,10 +168,44 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_is_an_error(folder, capsys
     assert not pathlib.Path("nowhere").exists()
 
 
+@pytest.mark.parametrize("option", ["--init scratch", "--layers 2", "--size baby"])
 @pytest.mark.parametrize("anyway", [[], ["--resume-anyway"]])
-def test_another_model_is_never_taken(folder, anyway):
-    with pytest.raises(UserError, match=r"^parts: --init scratch: a resumed run continues with its own model"):
-        resume("parts", "--init", "scratch", *anyway)
+def test_another_model_is_never_taken(folder, option, anyway):
+    with pytest.raises(UserError, match=rf"^parts: {option}: a resumed run continues with its own model$"):
+        resume("parts", *option.split(), *anyway)
+
+
+def test_a_model_of_chosen_sizes_is_resumed_with_them_given_again_or_not(folder):
+    sizes = "--init scratch --size baby --layers 1 --heads 2 --channels 8 --context 16 --sample-every 0".split()
+    train("--out-dir", "long", *sizes)
+    train("--out-dir", "short", *sizes, "--checkpoint-every", "5", "--keep", "9")
+    for step in (7, 12):
+        for path in checkpoint.checkpoint_paths("short", step):
+            path.unlink(missing_ok=True)
+    resume("short", "-x", "7")
+    resume("short", *sizes, "-x", "12")
+    assert contents("short", 12) == contents("long", 12)
+
+
+def test_epochs_are_those_of_the_whole_run_and_either_length_replaces_the_other(folder, capsys):
+    def stopped_and_resumed(*arguments):
+        back_to(7, "short")
+        resume("short", *arguments)
+        return checkpoint.find("short", report=str).step
+
+    epochs = ["--epochs", "4"]  # of 8 batches, in steps of 3
+    given = [word for word in COMMON.split() if word not in ("-x", "12")]
+    for out, saved in (("long", "0"), ("short", "1")):
+        train_gpt2.main([*given, *epochs, "--out-dir", out, "--checkpoint-every", saved, "--keep", "20"])
+    assert "| 4 epochs = 11 steps |" in capsys.readouterr().out
+    assert stopped_and_resumed() == 11
+    assert contents("short", 11) == contents("long", 11)
+    assert "as if the run had been one of" not in capsys.readouterr().out
+    assert stopped_and_resumed("-x", "9") == 9
+    assert stopped_and_resumed("--epochs", "3") == 8
+    assert "as if the run had been one of 8 steps" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--epochs and --max-steps"):
+        resume("short", "--epochs", "3", "-x", "9")
 
 
 def test_validation_data_are_remembered_while_there_is_no_validation(folder):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from gpt2 import GPT2, GPT2Config, machine
+from gpt2.data.vocabulary import characters
 from gpt2.errors import UserError
 from gpt2.formats import training_state
-from gpt2.formats.llmc import write_tokens
+from gpt2.formats.llmc import save_model, write_token_file, write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.optimizer import AdamW
 from gpt2.training import checkpoint, setup
@@ -27,7 +28,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPT2_DATA_DIR", "data")
     monkeypatch.setitem(setup.PRESETS, "gpt2", CONFIG)
-    GPT2(CONFIG, seed=1).save("tiny.bin")
+    save_model("tiny.bin", CONFIG, GPT2(CONFIG, seed=1).params_flat)
     for folder in ("data", "out"):
         pathlib.Path(folder).mkdir()
     for name, count in (("train", 100), ("val", 50)):
@@ -111,10 +112,12 @@ def test_a_run_that_never_validates_needs_no_data_for_it():
 
 
 def test_the_model_is_the_one_named_and_the_recipe_its_own():
-    trained, scratch = start().state, start(init="scratch", seed=3).state
+    GPT2(CONFIG, seed=2).save("random.bin")
+    trained, scratch, random = (start(init=init, seed=3).state for init in ("tiny.bin", "scratch", "random.bin"))
+    assert np.array_equal(random.model.params_flat, GPT2(CONFIG, seed=2).params_flat)
     assert np.array_equal(trained.model.params_flat, GPT2.load("tiny.bin").params_flat)
     assert np.array_equal(scratch.model.params_flat, GPT2(CONFIG, seed=3).params_flat)
-    for state, recipe in ((trained, FINE_TUNING), (scratch, FROM_SCRATCH)):
+    for state, recipe in ((trained, FINE_TUNING), (scratch, FROM_SCRATCH), (random, FROM_SCRATCH)):
         assert {name: getattr(state.resolved, name) for name in recipe} == recipe
         assert state.step == state.optimizer.steps == 0 and state.loader.position == (0, 0)
     given = {"learning_rate": 0.0, "warmup_steps": 3, "grad_clip": 2.5}
@@ -151,6 +154,7 @@ def test_memory_is_checked_before_data_are_read_and_includes_what_samples_take(m
         ({"max_steps": 11, "checkpoint_every": 10}, 2),
         ({"max_steps": 1000, "checkpoint_every": 10}, 3),  # the two that stay, and the one being written
         ({"max_steps": 1000, "checkpoint_every": 10, "keep": 1}, 2),
+        ({"max_steps": 1000, "checkpoint_every": 10, "keep_best": True}, 6),
     ],
 )
 def test_disk_is_asked_for_as_many_checkpoints_as_there_are_at_once(capsys, changes, checkpoints):
@@ -163,11 +167,73 @@ def test_a_sequence_longer_than_the_models_positions_is_refused():
         start(seq_len=17)
 
 
+@pytest.mark.parametrize(("context", "seq_len"), [(12, 12), (64, 64), (100, 64)])
+def test_the_default_sequence_is_as_long_as_the_model_takes(context, seq_len):
+    write_tokens("long.bin", np.arange(200) % 50)
+    run = start(init="scratch", context=context, seq_len=None, train_data="long.bin", val_data="long.bin")
+    assert run.state.model.config == dataclasses.replace(CONFIG, maxT=context)
+    assert run.state.resolved.seq_len == seq_len
+    assert run.state.loader.next_batch()[0].shape == (2, seq_len)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "config"),
+    [
+        ({"layers": 2, "heads": 5, "channels": 20, "context": 8}, GPT2Config(8, 50, 2, 5, 20)),
+        ({"heads": 3}, GPT2Config(16, 50, 1, 3, 12)),
+        ({"size": "baby"}, GPT2Config(64, 50, 4, 4, 128)),
+        ({"size": "baby", "layers": 1, "channels": 64}, GPT2Config(64, 50, 1, 4, 64)),
+    ],
+)
+def test_random_weights_come_in_any_size(sizes, config):
+    model = start(init="scratch", **sizes).state.model
+    assert model.config == config
+    assert np.array_equal(model.params_flat, GPT2(config, OPTIONS.seed).params_flat)
+
+
+def test_the_size_of_the_vocabulary_comes_with_the_training_data():
+    text = "to be or not to be" * 10
+    words = characters([text])
+    for name in ("mine_train.bin", "other_train.bin"):
+        with open(name, "wb") as file:
+            write_token_file(file, words.encode(text), words.sha256)
+    pathlib.Path("mine_vocabulary").mkdir()
+    words.save("mine_vocabulary")
+    assert start(init="scratch").state.model.config == CONFIG
+    run = start(init="scratch", train_data="mine_*.bin", size="baby", layers=1, seq_len=8, val_every=0, val_data=None)
+    assert run.state.model.config.V == words.size == 8
+    with pytest.raises(UserError, match=r"^other_train\.bin: its tokens are not GPT-2's"):
+        start(init="scratch", train_data="other_train.bin", val_every=0)
+    with pytest.raises(UserError, match=r"tokens of different vocabularies$"):
+        start(init="scratch", train_data=["mine_train.bin", "train.bin"], val_every=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "scratch", "heads": 5}, r"--init scratch: C=12 channels: expected a multiple of NH=5 heads; .*"),
+        ({"init": "scratch", "layers": 2**31 - 1}, "not enough memory: .*choose a smaller model.*"),
+        ({"size": "baby"}, "--size: only with --init scratch: .*"),
+        ({"heads": 2, "context": 16}, "--heads, --context: only with --init scratch: .*"),
+    ],
+)
+def test_sizes_that_no_model_can_have_are_refused_in_one_line(changes, message):
+    with pytest.raises(UserError, match=rf"^{message}$"):
+        start(**changes)
+    assert list(pathlib.Path("out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("accumulation", "max_steps"), [(1, 12), (4, 3), (5, 3), (13, 1)])
+def test_epochs_are_counted_in_steps(accumulation, max_steps):
+    run = start(max_steps=None, epochs=2, grad_accum_steps=accumulation)  # of 6 batches
+    assert run.max_steps == run.state.resolved.max_steps == max_steps
+
+
 def test_more_files_than_a_checkpoint_can_name_are_refused_at_once(monkeypatch):
     names = tuple(f"data/{number:03}{'x' * 100}.bin" for number in range(40))
     for name in names:
         write_tokens(name, np.arange(100) % 50)
-    monkeypatch.setattr(training_state, "JSON_LIMIT", training_state.JSON_GROWTH + 10_000)
+    monkeypatch.setattr(training_state, "JSON_LIMIT", training_state.JSON_GROWTH + 10_300)
     with pytest.raises(UserError, match=r"^out: .* bytes of metadata about the run, .* name fewer files .* a glob"):
         start(train_data=names)
     assert start(train_data="data/*.bin").state.loader.num_tokens == 40 * 100
