@@ -22,7 +22,7 @@ from gpt2.data.dataset import prepare
 from gpt2.errors import UserError
 from gpt2.training import checkpoint
 from tests.support import root
-from tests.support.runs import ROOT, SCRIPT, SMALL, contents, copy_kernels, saved_steps, write_small_inputs
+from tests.support.runs import ROOT, SCRIPT, SMALL, contents, copy_kernels, read_until, saved_steps, write_small_inputs
 from tests.support.vocabulary import pin_byte_vocabulary, write_vocabulary
 
 STEPS = 200
@@ -66,16 +66,6 @@ def started(command):
     finally:
         process.kill()
         process.communicate()
-
-
-def read_until(process, pattern):
-    """Reads a process's output up to a line in which the pattern is found; returns it."""
-    output = ""
-    for line in process.stdout:
-        output += line
-        if re.search(pattern, line):
-            return output
-    raise AssertionError(f"no {pattern} in {output}{process.stderr.read()}")
 
 
 def refused(run, pattern):

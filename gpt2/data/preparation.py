@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt2.data import texts, vocabulary
-from gpt2.errors import UserError, from_os_error
+from gpt2.errors import UserError, from_os_error, safe_repr
 from gpt2.formats import files
 from gpt2.formats.llmc import write_token_file
 from gpt2.output import lossy_output
@@ -113,8 +113,10 @@ def prepare_texts(inputs, name, vocab, form, data_dir, val_fraction=0.1, val_at=
     """
     folder = pathlib.Path(data_dir)
     files.make_folder(folder)
-    if not re.fullmatch(r"[\w.-]+", name) or not 0 < val_fraction < 1:
-        raise UserError(f"--name {name!r}, --val-fraction {val_fraction}: expected a file name, and a part of 1")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"--name {safe_repr(name)}: choose letters, digits, dots, dashes and underscores")
+    if not 0 < val_fraction < 1:
+        raise UserError(f"--val-fraction {val_fraction:g}: choose a number above 0 and below 1")
     earlier = [*folder.glob(f"{name}_train.bin"), *folder.glob(f"{name}_train_[0-9]*.bin")]
     earlier += [path for path in (folder / f"{name}_val.bin", folder / f"{name}_vocabulary") if path.exists()]
     if earlier and not force:

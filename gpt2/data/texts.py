@@ -26,7 +26,6 @@ COMPRESSED = (".gz", ".zst")
 STDIN = "-"
 CHUNK = 2**20  # bytes read at a time
 PIECE = 2**18  # characters, or a little more, of which a long document's pieces consist
-SHOWN = 200  # characters of a bad line
 
 
 @dataclasses.dataclass(frozen=True)

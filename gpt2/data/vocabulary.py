@@ -1,11 +1,10 @@
 """Vocabularies: GPT-2's own, and those of Hugging Face's tokenizers library, trained here or found in a folder.
 
 A vocabulary other than GPT-2's is a folder with tokenizer.json, which transformers reads as it is, and
-tokenizer_config.json, which names the tokens that begin, end and pad a text. Its SHA-256, that of tokenizer.json, goes
+tokenizer_config.json, which names the tokens that begin and end a text. Its SHA-256, that of tokenizer.json, goes
 into the header of token files.
 """
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -16,22 +15,21 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gpt2.data import tokenizer as gpt2_tokenizer
 from gpt2.errors import UserError, safe_repr
-from gpt2.formats.files import atomic_write, open_to_read
+from gpt2.formats.files import atomic_write, open_to_read, read_json
 from gpt2.formats.llmc import tokens_vocabulary
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+SETTINGS_LIMIT = 2**20  # bytes
 END_OF_TEXT = "<|endoftext|>"
 LARGEST = 2**16  # token files hold uint16
 BYTES = 256
-# The library looks at a whole text at once, and needs some 100 times its memory.
-PART = 2**20
 
 
 class Vocabulary:
     """A text's tokens and back, by a tokenizers.Tokenizer.
 
-    Attributes: `size`, the number of tokens; `begin`, `end`, `pad`, the ids that begin, end and pad a text, each may be
-    None; `sha256`, the digest of tokenizer.json, 64 hexadecimal digits.
+    Attributes: `size`, the number of tokens; `begin`, `end`, the ids that begin and end a text, each may be None;
+    `sha256`, the digest of tokenizer.json, 64 hexadecimal digits.
     """
 
     def __init__(self, data, settings=None, source=TOKENIZER):
@@ -46,8 +44,7 @@ class Vocabulary:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        self.begin, self.end, self.pad = (self._control(f"{name}_token", source) for name in ("bos", "eos", "pad"))
-        self._is_bytes = isinstance(self._tokenizer.decoder, decoders.ByteLevel)
+        self.begin, self.end = (self._control(f"{name}_token", source) for name in ("bos", "eos"))
         self._characters = None
         if isinstance(self._tokenizer.model, models.WordLevel):
             self._characters = set(self._tokenizer.get_vocab(with_added_tokens=False))
@@ -90,22 +87,6 @@ class Vocabulary:
         """Returns the text of tokens, a str; bytes that are not UTF-8 become U+FFFD, control tokens their names."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
-    @functools.cached_property
-    def token_bytes(self):
-        """The bytes of each token, a list of bytes (size,); of a control token none."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        return [self._bytes_of(token, added.get(token)) for token in range(self.size)]
-
-    def _bytes_of(self, token, added):
-        if added is not None:
-            return b"" if added.special else added.content.encode()
-        content = self._tokenizer.id_to_token(token)
-        if content is None:
-            return b""
-        if self._is_bytes:
-            return bytes(_byte_of()[character] for character in content)
-        return self._tokenizer.decoder.decode([content]).encode() if self._tokenizer.decoder else content.encode()
-
     def save(self, folder):
         """Writes tokenizer.json, byte for byte as it was read, and tokenizer_config.json. Raises UserError."""
         with atomic_write(pathlib.Path(folder, SETTINGS)) as file:
@@ -120,7 +101,7 @@ class GPT2Vocabulary:
     Raises UserError if its files are missing and cannot be downloaded.
     """
 
-    size, begin, end, pad, sha256 = gpt2_tokenizer.EOT + 1, gpt2_tokenizer.EOT, gpt2_tokenizer.EOT, None, None
+    size, begin, end, sha256 = gpt2_tokenizer.EOT + 1, gpt2_tokenizer.EOT, gpt2_tokenizer.EOT, None
 
     def __init__(self, data_dir=None):
         self._encoding = gpt2_tokenizer.load_tokenizer(data_dir)
@@ -134,36 +115,13 @@ class GPT2Vocabulary:
     def decode(self, tokens):
         return self._encoding.decode(tokens)
 
-    @functools.cached_property
-    def token_bytes(self):
-        return [*(self._encoding.decode_single_token_bytes(token) for token in range(self.end)), b""]
-
-
-@functools.cache
-def _byte_of():
-    """The byte that each character of a byte-level token stands for: dict of str -> int.
-
-    Printable bytes stand for themselves, the others, in order, for the characters from U+0100 on (GPT-2's encoder.py).
-    """
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(BYTES) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(BYTES + n): byte for n, byte in enumerate(others)}
-
 
 def load_vocabulary(folder):
     """Returns the Vocabulary in a folder. Raises UserError if there is none, or it is damaged."""
     path, settings = pathlib.Path(folder, TOKENIZER), pathlib.Path(folder, SETTINGS)
     with open_to_read(path) as file:
         data = file.read()
-    loaded = {}
-    if settings.exists():
-        with open_to_read(settings) as file:
-            try:
-                loaded = json.loads(file.read().decode())
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{settings}: not JSON: {error}") from error
-        if not isinstance(loaded, dict):
-            raise UserError(f"{settings}: a JSON object expected")
+    loaded = read_json(settings, SETTINGS_LIMIT, "a tokenizer's settings") if settings.exists() else {}
     return Vocabulary(data, loaded, path)
 
 

@@ -49,14 +49,11 @@ class Checkpoint:
         Raises UserError if the state belongs to a model of other sizes.
         """
         with open_to_read(self.state) as file:
-            try:
-                config, json_bytes, _ = read_state_sizes(file, self.state)
-                if config != optimizer.model.config:
-                    raise UserError(f"{self.state}: the state of {config}, but the model is {optimizer.model.config}")
-                file.seek(json_bytes, os.SEEK_CUR)
-                read = [file.readinto(moments.data.cast("B")) for moments in (optimizer.m, optimizer.v)]
-            except OSError as error:
-                raise from_os_error(error, self.state) from error
+            config, json_bytes, _ = read_state_sizes(file, self.state)
+            if config != optimizer.model.config:
+                raise UserError(f"{self.state}: the state of {config}, but the model is {optimizer.model.config}")
+            file.seek(json_bytes, os.SEEK_CUR)
+            read = [file.readinto(moments.data.cast("B")) for moments in (optimizer.m, optimizer.v)]
         if read != [optimizer.m.nbytes, optimizer.v.nbytes]:
             raise UserError(f"{self.state}: ends early: the file was truncated while being read")
         optimizer.steps = self.optimizer_steps

@@ -105,8 +105,8 @@ def test_the_separator_of_the_usual_convention_is_mentioned_unless_it_separates(
 @pytest.mark.parametrize(
     ("arguments", "input", "message"),
     [
-        (["--val-fraction", "0"], "text.txt", "--name 'mine', --val-fraction 0.0: "),
-        (["--name", "../x"], "text.txt", "--name '../x', "),
+        (["--val-fraction", "0"], "text.txt", "--val-fraction 0: choose"),
+        (["--name", "../x"], "text.txt", "--name '../x': choose"),
         (["--vocab", "bpe:9999"], "text.txt", "bpe:9999: the text allows "),
         (["--vocab", "nowhere"], "text.txt", "nowhere/tokenizer.json: No such file or directory"),
         (["--vocab", "chars"], "-", "--vocab chars: reads the texts twice"),

@@ -1,4 +1,4 @@
-"""Vocabularies: any text comes back, a byte's tokens are its bytes, the same texts give the same vocabulary."""
+"""Vocabularies: any text comes back, the same texts give the same vocabulary."""
 
 import json
 import re
@@ -22,14 +22,13 @@ def pairs():
 
 
 def test_byte_pairs_give_any_text_back(pairs):
-    assert (pairs.size, pairs.begin, pairs.end, pairs.pad) == (300, 299, 299, None)
+    assert (pairs.size, pairs.begin, pairs.end) == (300, 299, 299)
 
     @settings(max_examples=200, deadline=None)
     @given(st.text())
     def holds(text):
         tokens = pairs.encode(text)
         assert pairs.decode(tokens) == text
-        assert b"".join(pairs.token_bytes[token] for token in tokens) == text.encode()
 
     holds()
     assert pairs.decode(pairs.encode(ANY)) == ANY
@@ -40,7 +39,7 @@ def test_a_text_that_spells_a_control_token_does_not_contain_it(pairs):
     for each in (pairs, characters([TEXT + END_OF_TEXT])):
         tokens = each.encode(f"to{END_OF_TEXT}be")
         assert each.end not in tokens and each.decode(tokens) == f"to{END_OF_TEXT}be"
-        assert each.decode([each.end]) == END_OF_TEXT and each.token_bytes[each.end] == b""
+        assert each.decode([each.end]) == END_OF_TEXT
 
 
 def test_several_texts_are_encoded_as_one_by_one(pairs):
@@ -56,7 +55,6 @@ def test_characters_are_tokens():
     words = characters(["ab", "cé\n", "b"])
     assert words.size == 6 and words.encode("\nabcé") == [0, 1, 2, 3, 4]
     assert words.decode([0, 1, 2, 3, 4]) == "\nabcé"
-    assert words.token_bytes == [b"\n", b"a", b"b", b"c", "é".encode(), b""]
 
 
 def test_a_character_that_is_missing_is_named_with_its_place():
@@ -99,8 +97,8 @@ def test_a_saved_vocabulary_is_the_same(pairs, tmp_path):
         ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer that the tokenizers library can read"),
         ("tokenizer.json", "\udcff", "tokenizer.json: not a tokenizer"),
         ("tokenizer.json", None, "tokenizer.json: No such file"),
-        ("tokenizer_config.json", "{", "tokenizer_config.json: not JSON"),
-        ("tokenizer_config.json", "[]", "tokenizer_config.json: a JSON object expected"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json: not valid JSON"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json: expected a JSON object"),
         (
             "tokenizer_config.json",
             '{"eos_token": "none"}',

@@ -116,7 +116,7 @@ def test_kernels_in_python_threads_and_forked_processes_work_or_say_why_not(laye
     [
         ("NUMBA_THREADING_LAYER", "bogus", "Numba's threads cannot start: The threading layer requested 'bogus' is"),
         ("NUMBA_NUM_THREADS", "0", "error: Numba cannot be loaded: Number of threads specified must be > 0."),
-        ("NUMBA_NUM_THREADS", "100000", "NUMBA_NUM_THREADS=100000: choose from 1 to 1024"),
+        ("NUMBA_NUM_THREADS", "100000", "NUMBA_NUM_THREADS=100000: choose from 1 to 16384"),
         ("OMP_STACKSIZE", "64k", "OMP_STACKSIZE: 64 kB of stack; the kernels' threads need 512 kB each"),
         ("OMP_STACKSIZE", " 65536 B ", "OMP_STACKSIZE: 64 kB of stack; the kernels' threads need 512 kB each"),
         ("GOMP_STACKSIZE", "100", "GOMP_STACKSIZE: 100 kB of stack; the kernels' threads need 512 kB each"),

@@ -38,6 +38,16 @@ def copy_kernels(cache):
     return copy
 
 
+def read_until(process, pattern):
+    """Reads a process's output up to a line in which the pattern is found; returns it."""
+    output = ""
+    for line in process.stdout:
+        output += line
+        if re.search(pattern, line):
+            return output
+    raise AssertionError(f"no {pattern} in {output}")
+
+
 def saved_steps(printed):
     """The steps that a run's output says were saved."""
     return {int(step) for step in re.findall(r"^saved .*model_(\d+)\.bin and ", printed, re.MULTILINE)}

@@ -19,7 +19,7 @@ from gpt2.errors import UserError
 from gpt2.formats.llmc import write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.training import checkpoint
-from tests.support.runs import contents
+from tests.support.runs import contents, read_until
 
 pytestmark = pytest.mark.slow
 
@@ -97,16 +97,6 @@ def started(command, **options):
         process.kill()
         process.wait()
         process.stdout.close()
-
-
-def read_until(process, pattern):
-    """Reads a process's output up to a line in which the pattern is found; returns it."""
-    output = ""
-    for line in process.stdout:
-        output += line
-        if re.search(pattern, line):
-            return output
-    raise AssertionError(f"no {pattern} in {output}")
 
 
 def last_step(output):

@@ -28,7 +28,7 @@ from gpt2.kernels.engine.target import PACKAGE, code_key
 DIGEST_BYTES = 32
 # How many folders of other versions or CPUs are kept: those used last.
 KEPT = 7
-# Bytes a folder must have room for: more than the 3 MB that all kernels take.
+# Bytes a folder must have room for: more than the 4 MB that all kernels take.
 ROOM = 2**23
 _FOLDER = re.compile(r"kernels-[0-9a-f]{16}")
 

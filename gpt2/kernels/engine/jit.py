@@ -1,4 +1,4 @@
-"""How kernels are compiled, and the on-disk cache of their machine code.
+"""How kernels are compiled; cache.py keeps their machine code.
 
 Code that Numba runs in the process that compiled it is optimised once more than the code it saves, so its sums may
 differ in their last bits from those of every later run. Therefore kernels are compiled in another process, if one has

@@ -12,7 +12,7 @@ from numba.extending import overload
 
 # Bytes of stack that a thread needs: the arrays of a product (350 kB) and what surrounds them.
 STACK_BYTES = 2**19
-MOST_THREADS = 1024  # libgomp crashes with a few thousand
+MOST_THREADS = 2**14  # GNU OpenMP runs 20,000 and crashes at 100,000
 
 _running = False
 _forked = False

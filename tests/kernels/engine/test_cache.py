@@ -227,4 +227,3 @@ def test_beside_the_sources_code_can_be_read_by_everyone(monkeypatch, tmp_path):
     monkeypatch.setattr(cache, "PACKAGE", tmp_path)
     cache._make_private(tmp_path / "__pycache__" / NAME)
     assert stat.S_IMODE((tmp_path / "__pycache__" / NAME).stat().st_mode) & 0o777 == 0o755
-    assert PACKAGE.name == "kernels"
