@@ -7,6 +7,6 @@ import signal
 os.environ.setdefault("NUMBA_NUM_THREADS", "3")
 
 # Under nohup, or in the background of a script, the tests' processes would inherit that these are ignored.
-for number in (signal.SIGINT, signal.SIGHUP):
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, usual)
