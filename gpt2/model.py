@@ -8,6 +8,7 @@ from gpt2.errors import UserError
 from gpt2.formats import llmc, pretrained
 from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
 from gpt2.kernels.classifier import classifier_backward, classifier_forward
+from gpt2.kernels.dropout import KEEP_ALL, dropout_forward, dropout_residual_forward
 from gpt2.kernels.encoder import encoder_backward, encoder_forward
 from gpt2.kernels.layernorm import layernorm_backward, layernorm_forward
 from gpt2.kernels.matmul import (
@@ -26,6 +27,9 @@ from gpt2.memory import allocate
 
 # Rows whose logits exist at a time: at GPT-2's vocabulary 256 rows are 51 MB.
 CLASSIFIER_ROWS = 256
+# Where dropout acts: the sum of the embeddings, as of layer 0; in each layer, attention's probabilities, and what
+# attention and the MLP add to the residual stream.
+EMBEDDINGS, PROBABILITIES, ATTENTION_BRANCH, MLP_BRANCH = range(4)
 
 
 def activation_layout(config, B, T):
@@ -111,7 +115,7 @@ class GPT2:
         self._grads_flat = self._grads = None
         self._acts_flat = allocate(0, params_flat.dtype, "the activations")
         self._shape = None  # (B, T) that the activations are cut up for
-        self._batch = None  # (tokens, targets) of the last forward pass that was completed
+        self._batch = None  # (tokens, targets, dropout) of the last forward pass that was completed
         self._random = None  # the checksum of random parameters, None for trained ones
 
     @property
@@ -189,36 +193,37 @@ class GPT2:
         tokens, targets = self._begin(tokens, targets)
         self._forward_trunk(tokens)
         loss = None if targets is None else self._classify(targets)
-        self._batch = tokens, targets
+        self._batch = tokens, targets, None
         return loss
 
     def backward(self):
         """Adds the gradients of the last forward pass's mean loss to `grads`."""
-        tokens, targets = self._batch or (None, None)
+        tokens, targets, dropout = self._batch or (None, None, None)
         if targets is None:
             raise RuntimeError("backward() needs a completed forward(tokens, targets) before it")
         self._classify(targets, beta=1.0)
-        self._backward_trunk(tokens, beta=1.0)
+        self._backward_trunk(tokens, dropout, beta=1.0)
 
-    def overwrite_gradients(self, tokens, targets):
+    def overwrite_gradients(self, tokens, targets, dropout=None):
         """Sets `grads` to the gradients of the mean loss of a batch; returns that loss.
 
         The same as zero_grad(), forward() and backward(), but faster: nothing is cleared first, and the logits are
-        computed once instead of twice. tokens, targets: as in `forward`.
+        computed once instead of twice. tokens, targets: as in `forward`. dropout: a kernels.dropout.Dropout, or None
+        to drop nothing, as `forward` does.
         """
-        return self._forward_backward(tokens, targets, beta=0.0)
+        return self._forward_backward(tokens, targets, dropout, beta=0.0)
 
-    def add_gradients(self, tokens, targets):
+    def add_gradients(self, tokens, targets, dropout=None):
         """Does the same as `overwrite_gradients`, but adds to `grads`: for the further micro-batches of a step."""
-        return self._forward_backward(tokens, targets, beta=1.0)
+        return self._forward_backward(tokens, targets, dropout, beta=1.0)
 
-    def _forward_backward(self, tokens, targets, beta):
+    def _forward_backward(self, tokens, targets, dropout, beta):
         tokens, targets = self._begin(tokens, targets)
         _ = self.grads  # allocated before anything changes: there may be no memory for them
-        self._forward_trunk(tokens)
+        self._forward_trunk(tokens, dropout)
         loss = self._classify(targets, beta)
-        self._backward_trunk(tokens, beta)
-        self._batch = tokens, targets
+        self._backward_trunk(tokens, dropout, beta)
+        self._batch = tokens, targets, dropout
         return loss
 
     def logits(self, tokens):
@@ -278,22 +283,28 @@ class GPT2:
             self.scratch |= part.views(workspace["shared"][: part.size])
         self._shape = (B, T)
 
-    def _forward_trunk(self, tokens):
+    def _forward_trunk(self, tokens, dropout=None):
         """Everything up to the final layernorm."""
         p, a, s = self.params, self.acts, self.scratch
         B, T = tokens.shape
         N, C = a["encoded"].shape
         encoder_forward(a["encoded"].reshape(B, T, C), tokens, p["wte"], p["wpe"])
+        if dropout:
+            dropout_forward(a["encoded"], a["encoded"], dropout.mask(0, EMBEDDINGS))
         residual, ln, atty = a["encoded"], s["ln"], s["atty"].reshape(N, C)
         for l in range(self.config.L):
             layernorm_forward(ln, a["ln1_mean"][l], a["ln1_rstd"][l], residual, p["ln1w"][l], p["ln1b"][l])
             matmul_forward(a["qkv"][l].reshape(N, 3 * C), ln, p["qkvw"][l], p["qkvb"][l])
-            attention_forward(s["atty"], a["lse"][l], a["qkv"][l], s["attention_scratch"])
+            attention_forward(
+                s["atty"], a["lse"][l], a["qkv"][l], s["attention_scratch"], _mask(dropout, l, PROBABILITIES)
+            )
             residual2, residual3 = a["residual2"][l], a["residual3"][l]
-            matmul_residual_forward(residual2, residual, atty, p["attprojw"][l], p["attprojb"][l])
+            mask = _mask(dropout, l, ATTENTION_BRANCH)
+            _branch_forward(residual2, residual, atty, p["attprojw"][l], p["attprojb"][l], mask)
             layernorm_forward(ln, a["ln2_mean"][l], a["ln2_rstd"][l], residual2, p["ln2w"][l], p["ln2b"][l])
             matmul_gelu_forward(s["fch_gelu"], a["fch"][l], ln, p["fcw"][l], p["fcb"][l])
-            matmul_residual_forward(residual3, residual2, s["fch_gelu"], p["fcprojw"][l], p["fcprojb"][l])
+            mask = _mask(dropout, l, MLP_BRANCH)
+            _branch_forward(residual3, residual2, s["fch_gelu"], p["fcprojw"][l], p["fcprojb"][l], mask)
             residual = residual3
         layernorm_forward(a["lnf"], a["lnf_mean"], a["lnf_rstd"], residual, p["lnfw"], p["lnfb"])
 
@@ -324,7 +335,7 @@ class GPT2:
             rows = slice(start, min(N, start + CLASSIFIER_ROWS))
             yield rows, logits[: rows.stop - start]
 
-    def _backward_trunk(self, tokens, beta):
+    def _backward_trunk(self, tokens, dropout, beta):
         """From the gradient of the final layernorm's output, in "dhidden", down to the embeddings.
 
         The gradients of parameters are first multiplied by beta: 0 overwrites them. The products do that as they write;
@@ -341,35 +352,59 @@ class GPT2:
         last = a["residual3"][L - 1], p["lnfw"], a["lnf_mean"], a["lnf_rstd"]
         layernorm_backward(dresidual, g["lnfw"], g["lnfb"], s["dhidden"], *last)
         for l in reversed(range(L)):
-            self._mlp_backward(l, beta)
-            self._attention_backward(l, beta)
+            self._mlp_backward(l, dropout, beta)
+            self._attention_backward(l, dropout, beta)
+        if dropout:
+            dropout_forward(dresidual, dresidual, dropout.mask(0, EMBEDDINGS))
         encoder_backward(g["wte"], g["wpe"], dresidual.reshape(B, T, C), tokens)
 
-    def _mlp_backward(self, l, beta):
+    def _mlp_backward(self, l, dropout, beta):
         """From the residual stream after layer l's MLP to the stream before it."""
         p, g, a, s = self.params, self.grads, self.acts, self.scratch
         dresidual, dhidden, dfch, ln = s["dresidual"], s["dhidden"], s["dfch"], s["ln"]
-        matmul_gelu_backward(dfch, s["fch_gelu"], dresidual, a["fch"][l], p["fcprojw"][l])
-        matmul_parameters_backward(g["fcprojw"][l], g["fcprojb"][l], dresidual, s["fch_gelu"], beta)
+        dbranch = self._branch_gradient(_mask(dropout, l, MLP_BRANCH))
+        matmul_gelu_backward(dfch, s["fch_gelu"], dbranch, a["fch"][l], p["fcprojw"][l])
+        matmul_parameters_backward(g["fcprojw"][l], g["fcprojb"][l], dbranch, s["fch_gelu"], beta)
         residual, mean, rstd = a["residual2"][l], a["ln2_mean"][l], a["ln2_rstd"][l]
         layernorm_forward(ln, mean, rstd, residual, p["ln2w"][l], p["ln2b"][l])
         matmul_backward(dhidden, g["fcw"][l], g["fcb"][l], dfch, ln, p["fcw"][l], beta)
         layernorm_backward(dresidual, g["ln2w"][l], g["ln2b"][l], dhidden, residual, p["ln2w"][l], mean, rstd)
 
-    def _attention_backward(self, l, beta):
+    def _attention_backward(self, l, dropout, beta):
         """From the residual stream after layer l's attention to the stream before it."""
         p, g, a, s = self.params, self.grads, self.acts, self.scratch
         dresidual, dhidden, ln = s["dresidual"], s["dhidden"], s["ln"]
-        matmul_nn(dhidden, dresidual, p["attprojw"][l])
-        datty = dhidden.reshape(s["atty"].shape)
-        attention_backward(s["dqkv"], datty, a["qkv"][l], s["atty"], a["lse"][l], s["attention_scratch"])
+        dbranch = self._branch_gradient(_mask(dropout, l, ATTENTION_BRANCH))
+        matmul_nn(dhidden, dbranch, p["attprojw"][l])
+        datty, mask = dhidden.reshape(s["atty"].shape), _mask(dropout, l, PROBABILITIES)
+        attention_backward(s["dqkv"], datty, a["qkv"][l], s["atty"], a["lse"][l], s["attention_scratch"], mask)
         atty, dqkv = s["atty"].reshape(dhidden.shape), s["dqkv"].reshape(len(dhidden), -1)
-        matmul_parameters_backward(g["attprojw"][l], g["attprojb"][l], dresidual, atty, beta)
+        matmul_parameters_backward(g["attprojw"][l], g["attprojb"][l], dbranch, atty, beta)
         residual = a["residual3"][l - 1] if l else a["encoded"]
         mean, rstd = a["ln1_mean"][l], a["ln1_rstd"][l]
         layernorm_forward(ln, mean, rstd, residual, p["ln1w"][l], p["ln1b"][l])
         matmul_backward(dhidden, g["qkvw"][l], g["qkvb"][l], dqkv, ln, p["qkvw"][l], beta)
         layernorm_backward(dresidual, g["ln1w"][l], g["ln1b"][l], dhidden, residual, p["ln1w"][l], mean, rstd)
+
+    def _branch_gradient(self, mask):
+        """Returns the gradient of what a branch adds to the residual stream, valid until "ln" is overwritten."""
+        if mask is KEEP_ALL:
+            return self.scratch["dresidual"]
+        dropout_forward(self.scratch["ln"], self.scratch["dresidual"], mask)
+        return self.scratch["ln"]
+
+
+def _mask(dropout, l, place):
+    return dropout.mask(l, place) if dropout else KEEP_ALL
+
+
+def _branch_forward(out, residual, inp, weight, bias, mask):
+    """out = residual + dropout(inp @ weight.T + bias)."""
+    if mask is KEEP_ALL:
+        matmul_residual_forward(out, residual, inp, weight, bias)
+    else:
+        matmul_forward(out, inp, weight, bias)
+        dropout_residual_forward(out, residual, mask)
 
 
 def _require_in_place(name, present, assigned):

@@ -5,6 +5,10 @@ Every layer is written from its formula, with whole matrices, and shares nothing
 gradients of those inputs; it keeps nothing from the forward pass.
 """
 
+import hashlib
+import math
+import struct
+
 import numpy as np
 
 LAYER_NAMES = ("ln1w", "ln1b", "qkvw", "qkvb", "attprojw", "attprojb")
@@ -70,19 +74,19 @@ def log_sum_exp(x):
     return highest + np.log(np.exp(x - highest[..., None]).sum(axis=-1))
 
 
-def attention(qkv, NH):
-    """Causal self-attention: qkv (B,T,3C) -> (B,T,C)."""
+def attention(qkv, NH, mask=1.0):
+    """Causal self-attention: qkv (B,T,3C), a mask (B,NH,T,T) of its probabilities -> (B,T,C)."""
     _, _, v = _heads(qkv, NH)
-    return _merged(softmax(attention_scores(qkv, NH)) @ v)
+    return _merged((mask * softmax(attention_scores(qkv, NH))) @ v)
 
 
-def attention_backward(dout, qkv, NH):
+def attention_backward(dout, qkv, NH, mask=1.0):
     q, k, v = _heads(qkv, NH)
     (dout,) = _heads(dout, NH, parts=1)
     p = softmax(attention_scores(qkv, NH))
-    dp = dout @ _transposed(v)
+    dp = mask * (dout @ _transposed(v))
     dscores = p * (dp - (dp * p).sum(axis=-1, keepdims=True)) / np.sqrt(q.shape[-1])
-    gradients = dscores @ k, _transposed(dscores) @ q, _transposed(p) @ dout
+    gradients = dscores @ k, _transposed(dscores) @ q, _transposed(mask * p) @ dout
     return np.concatenate([_merged(gradient) for gradient in gradients], axis=-1)
 
 
@@ -106,33 +110,63 @@ def cross_entropy_backward(dout, logits, targets):
     return dout[..., None] * (softmax(logits) - one_hot)
 
 
-def forward(params, config, tokens):
+def dropout_masks(p, seed, step, micro_step):
+    """Returns a function mask(layer, place, *shape): an array of 0 and 1 / (1 - p), as kernels/dropout.py defines it.
+
+    The last dimension counts the mask's columns, those before it its rows. Places: 0 the sum of the embeddings, 1
+    attention's probabilities, 2 and 3 what attention and the MLP add to the residual stream.
+    """
+
+    def mask(layer, place, *shape):
+        key = hashlib.sha256(struct.pack("<5q", seed, step, micro_step, layer, place)).digest()[:8]
+        gamma, mix1, mix2 = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
+        row = np.frombuffer(key, "<u8") + gamma * np.arange(1, math.prod(shape[:-1]) + 1, dtype=np.uint64)
+        row = (row ^ row >> 30) * mix1
+        row = (row ^ row >> 27) * mix2
+        row ^= row >> 31
+        low, high = row.astype(np.uint32)[:, None], (row >> 32).astype(np.uint32)[:, None]
+        x = np.arange(shape[-1], dtype=np.uint32) ^ low
+        x = (x ^ x >> 16) * np.uint32(0x7FEB352D)
+        x = (x ^ x >> 15 ^ high) * np.uint32(0x846CA68B)
+        return ((x ^ x >> 16) >= int(p * 2**32)).reshape(shape) / (1 - p)
+
+    return mask
+
+
+def no_dropout(layer, place, *shape):
+    return 1.0
+
+
+def forward(params, config, tokens, mask=no_dropout):
     """Returns (logits (B,T,V), trace): trace has each block's intermediate values, then the last residual and lnf.
 
-    params: dict of the 16 tensors of any float type; rows of wte from V on are not read.
+    params: dict of the 16 tensors of any float type; rows of wte from V on are not read. mask: see dropout_masks.
     """
     params = _float64(params)
-    residual = embedding(tokens, params["wte"], params["wpe"])
+    B, T = tokens.shape
+    residual = mask(0, 0, B, T, config.C) * embedding(tokens, params["wte"], params["wpe"])
     trace = []
     for l in range(config.L):
         p = {name: params[name][l] for name in LAYER_NAMES}
         a = {"residual": residual}
         a["ln1"] = layernorm(residual, p["ln1w"], p["ln1b"])
         a["qkv"] = linear(a["ln1"], p["qkvw"], p["qkvb"])
-        a["atty"] = attention(a["qkv"], config.NH)
-        a["residual2"] = residual + linear(a["atty"], p["attprojw"], p["attprojb"])
+        a["atty"] = attention(a["qkv"], config.NH, mask(l, 1, B, config.NH, T, T))
+        attproj = linear(a["atty"], p["attprojw"], p["attprojb"])
+        a["residual2"] = residual + mask(l, 2, B, T, config.C) * attproj
         a["ln2"] = layernorm(a["residual2"], p["ln2w"], p["ln2b"])
         a["fch"] = linear(a["ln2"], p["fcw"], p["fcb"])
-        residual = a["residual2"] + linear(gelu(a["fch"]), p["fcprojw"], p["fcprojb"])
+        residual = a["residual2"] + mask(l, 3, B, T, config.C) * linear(gelu(a["fch"]), p["fcprojw"], p["fcprojb"])
         trace.append(a)
     lnf = layernorm(residual, params["lnfw"], params["lnfb"])
     trace += [residual, lnf]
     return lnf @ params["wte"][: config.V].T, trace
 
 
-def loss_and_gradients(params, config, tokens, targets):
-    """Returns (mean loss, dict of the 16 gradients), the gradients in the shapes of `params`."""
-    logits, trace = forward(params, config, tokens)
+def loss_and_gradients(params, config, tokens, targets, mask=no_dropout):
+    """Returns (mean loss, dict of the 16 gradients), the gradients in the shapes of `params`. mask: see `forward`."""
+    logits, trace = forward(params, config, tokens, mask)
+    B, T = tokens.shape
     params = _float64(params)
     grads = {name: np.zeros(tensor.shape) for name, tensor in params.items()}
     V = config.V
@@ -142,18 +176,21 @@ def loss_and_gradients(params, config, tokens, targets):
     dresidual, grads["lnfw"], grads["lnfb"] = layernorm_backward(dlnf, residual, params["lnfw"], params["lnfb"])
     for l in reversed(range(config.L)):
         p, g, a = {name: params[name][l] for name in LAYER_NAMES}, {}, trace[l]
-        dgelu, g["fcprojw"], g["fcprojb"] = linear_backward(dresidual, gelu(a["fch"]), p["fcprojw"], p["fcprojb"])
+        dfcproj = mask(l, 3, B, T, config.C) * dresidual
+        dgelu, g["fcprojw"], g["fcprojb"] = linear_backward(dfcproj, gelu(a["fch"]), p["fcprojw"], p["fcprojb"])
         dln2, g["fcw"], g["fcb"] = linear_backward(gelu_backward(dgelu, a["fch"]), a["ln2"], p["fcw"], p["fcb"])
         dresidual2, g["ln2w"], g["ln2b"] = layernorm_backward(dln2, a["residual2"], p["ln2w"], p["ln2b"])
         dresidual = dresidual + dresidual2
-        datty, g["attprojw"], g["attprojb"] = linear_backward(dresidual, a["atty"], p["attprojw"], p["attprojb"])
-        dqkv = attention_backward(datty, a["qkv"], config.NH)
+        dattproj = mask(l, 2, B, T, config.C) * dresidual
+        datty, g["attprojw"], g["attprojb"] = linear_backward(dattproj, a["atty"], p["attprojw"], p["attprojb"])
+        dqkv = attention_backward(datty, a["qkv"], config.NH, mask(l, 1, B, config.NH, T, T))
         dln1, g["qkvw"], g["qkvb"] = linear_backward(dqkv, a["ln1"], p["qkvw"], p["qkvb"])
         dresidual1, g["ln1w"], g["ln1b"] = layernorm_backward(dln1, a["residual"], p["ln1w"], p["ln1b"])
         dresidual = dresidual + dresidual1
         for name in LAYER_NAMES:
             grads[name][l] = g[name]
-    dwte, grads["wpe"] = embedding_backward(dresidual, tokens, params["wte"], params["wpe"])
+    dencoded = mask(0, 0, B, T, config.C) * dresidual
+    dwte, grads["wpe"] = embedding_backward(dencoded, tokens, params["wte"], params["wpe"])
     grads["wte"] += dwte
     return float(cross_entropy(logits, targets).mean()), grads
 

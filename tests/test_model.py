@@ -7,6 +7,7 @@ import gpt2.model
 from gpt2 import machine, memory
 from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
+from gpt2.kernels.dropout import Dropout
 from gpt2.layout import parameter_layout
 from gpt2.model import GPT2, activation_layout
 from gpt2.optimizer import AdamW
@@ -72,6 +73,57 @@ def test_gradients_by_finite_differences_tiny(name):
     if name == "wte":
         tensor, gradient = tensor[: TINY.V], gradient[: TINY.V]
     assert_gradient(lambda: model.forward(tokens, targets), tensor, gradient, rng, samples=6, what=f"d{name}")
+
+
+@pytest.mark.parametrize(
+    ("config", "B", "T"),
+    [
+        pytest.param(TINY, 2, 5, id="tiny"),
+        pytest.param(TINY, 1, 1, id="tiny-one-token"),
+        pytest.param(WIDE, 3, 101, id="wide"),
+    ],
+)
+@both_precisions(1e-5, 1e-11)
+def test_dropout_equals_the_reference_with_the_same_masks(config, B, T, dtype, tolerance):
+    model, dropout = make(config, 1, dtype), Dropout(0.2, 3, 8, 1)
+    tokens, targets = random_batch(config, B, T, np.random.default_rng(2))
+    mask = reference.dropout_masks(*dropout)
+    expected_loss, expected_grads = reference.loss_and_gradients(model.params, config, tokens, targets, mask)
+    assert model.overwrite_gradients(tokens, targets, dropout) == pytest.approx(expected_loss, rel=tolerance)
+    whole = np.sqrt(sum(np.sum(grad**2) for grad in expected_grads.values()))
+    for times in (1, 2, 3):
+        for name, expected in expected_grads.items():
+            difference = np.linalg.norm(model.grads[name] / times - expected)
+            assert difference <= tolerance * max(np.linalg.norm(expected), 1e-3 * whole), f"{times} d{name}"
+        # The same masks once more; then the backward pass alone makes them again.
+        model.add_gradients(tokens, targets, dropout) if times == 1 else model.backward()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_with_dropout_by_finite_differences_tiny(name):
+    model, dropout = make(TINY, 3, np.float64), Dropout(0.2, 3, 8, 1)
+    rng = np.random.default_rng(4)
+    tokens, targets = random_batch(TINY, 2, 6, rng)
+    model.overwrite_gradients(tokens, targets, dropout)
+    tensor, gradient = model.params[name], model.grads[name].copy()
+    if name == "wte":
+        tensor, gradient = tensor[: TINY.V], gradient[: TINY.V]
+
+    def loss():
+        return model.overwrite_gradients(tokens, targets, dropout)
+
+    assert_gradient(loss, tensor, gradient, rng, samples=6, what=f"d{name}")
+
+
+def test_dropout_needs_no_memory_and_leaves_forward_alone():
+    model, other = make(WIDE, 5), make(WIDE, 5)
+    batch = random_batch(WIDE, 3, 90, np.random.default_rng(5))
+    loss, memory_of_activations = model.overwrite_gradients(*batch), model._acts_flat.size
+    assert model.overwrite_gradients(*batch, Dropout(0.2, 1, 1, 0)) != loss
+    assert model.forward(*batch) == loss and model._acts_flat.size == memory_of_activations
+    model.overwrite_gradients(*batch, Dropout(0.0, 1, 1, 0))
+    other.overwrite_gradients(*batch)
+    assert np.array_equal(model.grads_flat, other.grads_flat)
 
 
 def test_chunks_of_the_classifier_add_up_to_the_whole_tiny(monkeypatch):

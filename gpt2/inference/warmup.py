@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from gpt2.config import GPT2Config
 from gpt2.inference.decoder import Decoder
+from gpt2.kernels.dropout import Dropout
 from gpt2.kernels.engine import jit
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW, gradient_norm
@@ -24,6 +25,7 @@ def prepare_kernels():
     model = GPT2(GPT2Config(maxT=4, V=4, L=1, NH=1, C=4))
     tokens = np.zeros((1, 4), np.int32)
     model.overwrite_gradients(tokens, tokens)
+    model.overwrite_gradients(tokens, tokens, Dropout(0.5, 0, 0, 0))
     gradient_norm(model)
     AdamW(model).step(1e-4)
     decoder = Decoder(model.config, model.params_flat, batch_size=2)

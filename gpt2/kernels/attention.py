@@ -8,6 +8,7 @@ output from the panel: one more product instead of an array per layer. A task is
 import numpy as np
 from numba import prange
 
+from gpt2.kernels.dropout import drop
 from gpt2.kernels.engine.fastmath import exp, maximum
 from gpt2.kernels.engine.gemm import calls_gemm, gemm
 from gpt2.kernels.engine.jit import inline, kernel
@@ -36,12 +37,13 @@ def _mask(row, first, past):
 
 @calls_gemm
 @kernel
-def attention_forward(atty, lse, qkv, scratch):
-    """atty = softmax(q k^T / sqrt(HS)) v with a causal mask, head by head.
+def attention_forward(atty, lse, qkv, scratch, dropout):
+    """atty = dropout(softmax(q k^T / sqrt(HS))) v with a causal mask, head by head.
 
     atty (B,T,C). lse (B,NH,T): log-sum-exp of each row of scores, kept for the backward pass. qkv (B,T,3C): queries,
-    keys, values. scratch: see attention_scratch_shape.
+    keys, values. scratch: see attention_scratch_shape. dropout: a mask of (B*NH*T, T), see dropout.py.
     """
+    dropped = dropout[1] > 0
     B, NH, T = lse.shape
     C = atty.shape[2]
     HS = C // NH
@@ -67,18 +69,21 @@ def attention_forward(atty, lse, qkv, scratch):
                 scale = row.dtype.type(1) / total
                 for j in range(row.size):
                     row[j] *= scale
+                if dropped:
+                    drop(row, task * T + first + i, dropout)
             gemm(out[first:stop], panel, v[:stop], False, False, 1.0, 0.0)
 
 
 @calls_gemm
 @kernel
-def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
+def attention_backward(dqkv, datty, qkv, atty, lse, scratch, dropout):
     """Gradient of attention_forward's qkv; also recomputes its output, atty.
 
-    dqkv (B,T,3C) =. datty (B,T,C). qkv (B,T,3C), lse (B,NH,T): as in the forward pass. atty (B,T,C) =. scratch: see
-    attention_scratch_shape. With P the softmax, dP = datty v^T and D[i] = sum_j P[i,j] dP[i,j]:
-    dv = P^T datty, dS = P (dP - D), dq = dS k / sqrt(HS), dk = dS^T q / sqrt(HS).
+    dqkv (B,T,3C) =. datty (B,T,C). qkv (B,T,3C), lse (B,NH,T), dropout: as in the forward pass. atty (B,T,C) =.
+    scratch: see attention_scratch_shape. With P the softmax, dP = dropout(datty v^T) and D[i] = sum_j P[i,j] dP[i,j]:
+    dv = dropout(P)^T datty, dS = P (dP - D), dq = dS k / sqrt(HS), dk = dS^T q / sqrt(HS).
     """
+    dropped = dropout[1] > 0
     B, NH, T = lse.shape
     C = atty.shape[2]
     HS = C // NH
@@ -102,11 +107,19 @@ def attention_backward(dqkv, datty, qkv, atty, lse, scratch):
                 _mask(row, first, first + i + 1)
                 for j in range(row.size):
                     row[j] = exp(row[j] - row_lse)
-            gemm(out[first:stop], p, v[:stop], False, False, 1.0, 0.0)
-            _add_transposed(dv, p, dout[first:stop], first, 1.0)
+                if dropped:
+                    kept = scratch[task, 1, i, :stop]
+                    for j in range(kept.size):
+                        kept[j] = row[j]
+                    drop(kept, task * T + first + i, dropout)
+            weights = ds if dropped else p  # before ds is computed, its panel holds dropout(P)
+            gemm(out[first:stop], weights, v[:stop], False, False, 1.0, 0.0)
+            _add_transposed(dv, weights, dout[first:stop], first, 1.0)
             gemm(ds, dout[first:stop], v[:stop], False, True, 1.0, 0.0)
             for i in range(stop - first):
                 p_row, ds_row = scratch[task, 0, i, :stop], scratch[task, 1, i, :stop]
+                if dropped:
+                    drop(ds_row, task * T + first + i, dropout)
                 d = ds.dtype.type(0)
                 for j in range(stop):
                     d += p_row[j] * ds_row[j]

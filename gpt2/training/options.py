@@ -51,7 +51,7 @@ def _is_text(value):
 TEXT = Kind(str, _is_text, "text in UTF-8")
 PATH = Kind(str, lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a path")
 FRACTION = Kind(float, lambda value: type(value) is float and 0 <= value <= 1, "a number from 0 to 1")
-DECAY = real(0, below=1, expected="a number from 0, below 1")
+BELOW_ONE = real(0, below=1, expected="a number from 0, below 1")
 SWITCH = Kind(bool, lambda value: isinstance(value, bool), "True or False")
 ORDER = Kind(str, lambda value: isinstance(value, bool) or value == LLMC, f"no value (True), or {LLMC}")
 SCHEDULE = Kind(str, lambda value: isinstance(value, str) and value in SCHEDULES, "one of ")  # and those there are
@@ -197,8 +197,8 @@ class TrainOptions:
     final_lr_fraction: float = _option(
         _OPTIMIZER, 0.0, FRACTION, "final learning rate as a fraction of the peak; no effect on constant", "F"
     )
-    beta1: float = _option(_OPTIMIZER, 0.9, DECAY, "AdamW's decay of the first moment", "BETA1")
-    beta2: float = _option(_OPTIMIZER, 0.999, DECAY, "AdamW's decay of the second moment", "BETA2")
+    beta1: float = _option(_OPTIMIZER, 0.9, BELOW_ONE, "AdamW's decay of the first moment", "BETA1")
+    beta2: float = _option(_OPTIMIZER, 0.999, BELOW_ONE, "AdamW's decay of the second moment", "BETA2")
     eps: float = _option(
         _OPTIMIZER,
         1e-8,
@@ -207,6 +207,14 @@ class TrainOptions:
         "EPS",
     )
     weight_decay: float = _option(_OPTIMIZER, 0.0, real(0), "on matrices and embeddings only", "W")
+    dropout: float = _option(
+        _OPTIMIZER,
+        0.0,
+        BELOW_ONE,
+        "probability with which training zeroes an element of the embeddings, of attention's probabilities and of what "
+        "a layer adds to the residual stream, 0: off",
+        "P",
+    )
     grad_clip: float | None = _option(
         _OPTIMIZER, None, real(0), "largest gradient norm, 0: off", "NORM", shown_default=_recipe_default("grad_clip")
     )
@@ -256,7 +264,7 @@ class TrainOptions:
         "keep the checkpoint of the lowest validation loss, too, in the folder best inside --out-dir",
         on_resume=FREE,
     )
-    seed: int = _option(_RUN, 1337, whole(0), "of random weights, samples and --shuffle", "N")
+    seed: int = _option(_RUN, 1337, whole(0), "of random weights, samples, --shuffle and --dropout", "N")
     threads: int = _option(
         _RUN, available_threads, whole(1), "the result does not depend on it", "N", on_resume=PROCESS
     )

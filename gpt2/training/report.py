@@ -22,11 +22,12 @@ def describe(options, state, val_loader):
     steps = f"{resolved.max_steps} steps"
     if options.epochs:
         steps = f"{options.epochs} epoch{'s' if options.epochs > 1 else ''} = {steps}"
+    dropout = f" | dropout {options.dropout:g}" if options.dropout else ""
     clip = f"clip {resolved.grad_clip:g}" if resolved.grad_clip else "no clipping"
     print(
         f"[run] B {options.batch_size} | T {resolved.seq_len} | accumulation {options.grad_accum_steps} | "
         f"{steps} | lr {resolved.learning_rate:g} {options.lr_schedule}, "
-        f"warm-up {resolved.warmup_steps}, {clip} | seed {options.seed} | threads {options.threads}",
+        f"warm-up {resolved.warmup_steps}, {clip}{dropout} | seed {options.seed} | threads {options.threads}",
         flush=True,
     )
 

@@ -4,6 +4,7 @@ import math
 import time
 
 from gpt2.errors import UserError
+from gpt2.kernels.dropout import Dropout
 from gpt2.optimizer import clip_scale, gradient_norm, learning_rate
 from gpt2.training.health import first_nonfinite, first_nonfinite_gradient
 
@@ -68,7 +69,8 @@ def _gradients(state, options):
             position = loader.position
             tokens, targets = loader.next_batch()
             compute = model.add_gradients if micro_step else model.overwrite_gradients
-            batch_loss = compute(tokens, targets)
+            dropout = Dropout(options.dropout, options.seed, state.step + 1, micro_step)
+            batch_loss = compute(tokens, targets, dropout)
             if not (math.isfinite(batch_loss) or tensor):
                 tensor, batch = first_nonfinite(model), position
             loss += batch_loss / count

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
+from gpt2.kernels.dropout import KEEP_ALL, Dropout
 from tests import reference
 from tests.support.numeric import assert_close, assert_gradient, both_precisions, tiny
 
@@ -20,42 +21,57 @@ SIZES = pytest.mark.parametrize(
 )
 
 
-def run_forward(qkv, NH):
+DROPOUTS = pytest.mark.parametrize("p", [0.0, 0.3])
+DEPENDS_ON = (5, 7, 1)  # seed, step, micro-step
+
+
+def masks(p, B, NH, T):
+    """Returns a mask as the kernels take it, and as an array (B,NH,T,T)."""
+    mask = Dropout(p, *DEPENDS_ON).mask(2, 1) if p else KEEP_ALL
+    return mask, reference.dropout_masks(p, *DEPENDS_ON)(2, 1, B, NH, T, T)
+
+
+def run_forward(qkv, NH, mask=KEEP_ALL):
     """Returns (atty, lse, scratch), all filled with NaN beforehand: the kernel must not read them."""
     B, T, channels = qkv.shape
     atty, lse = np.full((B, T, channels // 3), np.nan, qkv.dtype), np.full((B, NH, T), np.nan, qkv.dtype)
     scratch = np.full(attention_scratch_shape(B, T, NH), np.nan, qkv.dtype)
-    attention_forward(atty, lse, qkv, scratch)
+    attention_forward(atty, lse, qkv, scratch, mask)
     return atty, lse, scratch
 
 
-def run_backward(datty, qkv, NH):
-    """Runs a forward pass, then the backward pass; returns dqkv."""
-    atty, lse, scratch = run_forward(qkv, NH)
-    dqkv = np.full_like(qkv, np.nan)
+def run_backward(datty, qkv, NH, mask=KEEP_ALL):
+    """Runs a forward pass, then the backward pass; returns dqkv. The backward pass must recompute the output."""
+    expected, lse, scratch = run_forward(qkv, NH, mask)
+    dqkv, atty = np.full_like(qkv, np.nan), np.full_like(expected, np.nan)
     scratch.fill(np.nan)
-    attention_backward(dqkv, datty, qkv, atty, lse, scratch)
+    attention_backward(dqkv, datty, qkv, atty, lse, scratch, mask)
+    assert_close(atty, expected, 1e-6, "atty")
     return dqkv
 
 
 @SIZES
+@DROPOUTS
 @both_precisions(1e-6, 1e-13)
-def test_forward(B, T, NH, HS, dtype, tolerance):
+def test_forward(B, T, NH, HS, p, dtype, tolerance):
     qkv = np.random.default_rng(1).standard_normal((B, T, 3 * NH * HS)).astype(dtype)
-    atty, lse, _ = run_forward(qkv, NH)
-    assert_close(atty, reference.attention(qkv.astype(float), NH), tolerance, "atty")
+    mask, mask_array = masks(p, B, NH, T)
+    atty, lse, _ = run_forward(qkv, NH, mask)
+    assert_close(atty, reference.attention(qkv.astype(float), NH, mask_array), tolerance, "atty")
     scores = reference.attention_scores(qkv.astype(float), NH)
     assert_close(lse, reference.log_sum_exp(scores), tolerance, "lse")
 
 
 @SIZES
+@DROPOUTS
 @both_precisions(2e-6, 1e-13)
-def test_backward(B, T, NH, HS, dtype, tolerance):
+def test_backward(B, T, NH, HS, p, dtype, tolerance):
     rng = np.random.default_rng(2)
     qkv = rng.standard_normal((B, T, 3 * NH * HS)).astype(dtype)
     datty = rng.standard_normal((B, T, NH * HS)).astype(dtype)
-    dqkv = run_backward(datty, qkv, NH)
-    expected = reference.attention_backward(datty.astype(float), qkv.astype(float), NH)
+    mask, mask_array = masks(p, B, NH, T)
+    dqkv = run_backward(datty, qkv, NH, mask)
+    expected = reference.attention_backward(datty.astype(float), qkv.astype(float), NH, mask_array)
     for part, name in enumerate(("dq", "dk", "dv")):
         channels = slice(part * NH * HS, (part + 1) * NH * HS)
         if T == 1 and name != "dv":

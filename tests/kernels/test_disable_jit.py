@@ -13,6 +13,7 @@ MODULES = (
     "kernels/test_adamw",
     "kernels/test_attention",
     "kernels/test_classifier",
+    "kernels/test_dropout",
     "kernels/test_encoder",
     "kernels/test_gelu",
     "kernels/test_layernorm",

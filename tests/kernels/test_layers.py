@@ -21,7 +21,8 @@ STEPS = 4
 CONFIG = GPT2Config(maxT=101, V=300, L=2, NH=5, C=130)
 OPTIONS = (
     "--init model.bin --train-data train.bin --val-data val.bin -b 3 -t 101 -l 1e-2 --grad-accum-steps 2 --shuffle "
-    f"--weight-decay 0.1 --val-every 2 --val-batches 2 --sample-every 2 --sample-tokens 20 --skip-spikes 3 -x {STEPS}"
+    f"--weight-decay 0.1 --dropout 0.2 --val-every 2 --val-batches 2 --sample-every 2 --sample-tokens 20 "
+    f"--skip-spikes 3 -x {STEPS}"
 )
 # Runs that differ only in the number of threads and the output folder; prints the threading layer at the end.
 PROGRAM = """

@@ -19,6 +19,7 @@ TESTS = [
         "kernels/test_gelu",
         "kernels/test_attention",
         "kernels/test_classifier",
+        "kernels/test_dropout",
         "inference/test_decoder",
     )
 ]

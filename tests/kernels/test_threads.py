@@ -9,6 +9,7 @@ import pytest
 
 from gpt2 import machine
 from gpt2.config import GPT2Config
+from gpt2.kernels.dropout import Dropout
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW, gradient_norm
 from tests.support.numeric import random_batch, randomise
@@ -24,28 +25,32 @@ def restore_threads():
     numba.set_num_threads(before)
 
 
-def train(n, B=3, T=101, steps=3):
-    """Trains on n threads; returns losses, norms, gradients, parameters and moments, the arrays as bytes."""
+def train(n, p, B=3, T=101, steps=3):
+    """Trains on n threads, with dropout of probability p.
+
+    Returns losses, norms, gradients, parameters and moments, the arrays as bytes.
+    """
     machine.set_threads(n)
     model = GPT2(CONFIG)
     rng = np.random.default_rng(1)
     randomise(model, rng)
     optimizer = AdamW(model, weight_decay=0.1)
     results = []
-    for _ in range(steps):
+    for step in range(steps):
         tokens, targets = random_batch(CONFIG, B, T, rng)
-        results.append(model.overwrite_gradients(tokens, targets))
+        results.append(model.overwrite_gradients(tokens, targets, Dropout(p, 1, step, 0)))
         results += [gradient_norm(model), model.grads_flat.tobytes()]
         optimizer.step(1e-2)
     return [*results, model.params_flat.tobytes(), optimizer.m.tobytes(), optimizer.v.tobytes()]
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 3, reason="NUMBA_NUM_THREADS is below 3")
-def test_the_same_bits_for_any_number_of_threads():
-    expected = train(1)
-    assert train(2) == expected
+@pytest.mark.parametrize("p", [0.0, 0.2])
+def test_the_same_bits_for_any_number_of_threads(p):
+    expected = train(1, p)
+    assert train(2, p) == expected
     for _ in range(5):  # usually more threads than cores
-        assert train(3) == expected
+        assert train(3, p) == expected
 
 
 def test_set_threads_is_obeyed():

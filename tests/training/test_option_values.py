@@ -26,7 +26,7 @@ BAD = (
     | {name: [0, -1, 1.0, "1", True, 2**31] for name in POSITIVE}
     | {name: [-1, 0.5, "1", False, 10**40] for name in COUNTS}
     | {name: [-0.1, *BAD_NUMBERS] for name in NUMBERS}
-    | {name: [-0.1, 1, *BAD_NUMBERS] for name in ("beta1", "beta2")}
+    | {name: [-0.1, 1, *BAD_NUMBERS] for name in ("beta1", "beta2", "dropout")}
     | {name: ["", "a\0b", 1, b"a"] for name in ("init", "out_dir")}
     | {name: [0, 1, "yes"] for name in ("shuffle", "overfit_single_batch", "keep_best")}
     | {
@@ -54,6 +54,7 @@ def test_a_value_that_an_option_does_not_take_is_refused_in_one_line_with_its_fl
         ("max_steps", [0]),
         ("learning_rate", [0, 0.0, 1, 1e30, None]),
         ("beta1", [0, 0.999999]),
+        ("dropout", [0, 1 - 2**-53]),
         ("eps", [1.2e-38, 1]),
         ("final_lr_fraction", [0, 1, 0.5]),
         ("shuffle", [True, False, "llmc"]),

@@ -84,6 +84,9 @@ COMPUTED = [
     ("beta2", 0.9, {}),
     ("eps", 1e-2, {}),
     ("weight_decay", 0.1, {}),
+    ("dropout", 0.2, {}),
+    ("dropout", 0.2, {"grad_accum_steps": 3}),
+    ("seed", 7, {"dropout": 0.2}),
     ("grad_clip", 0.1, {}),
     ("grad_clip", 0.1, {"grad_accum_steps": 2}),
     ("skip_spikes", 1.2, {}),
@@ -141,7 +144,7 @@ def expected(options, broken=()):
     moments = {name: (np.zeros(tensor.shape), np.zeros(tensor.shape)) for name, tensor in params.items()}
     logged, updates = {key: [] for key in LOGGED}, 0
     for step in range(1, max_steps + 1):
-        loss, grads = mean_gradients(options, params, config, loader)
+        loss, grads = mean_gradients(options, params, config, loader, step)
         norm, lr = math.sqrt(sum(np.sum(grad**2) for grad in grads.values())), learning_rate(options, step, max_steps)
         for key, value in zip(LOGGED, (loss, norm, lr), strict=True):
             logged[key].append(value)
@@ -168,13 +171,14 @@ def shuffle_seed(options):
     return options.seed if options.shuffle is True else options.shuffle or None
 
 
-def mean_gradients(options, params, config, loader):
+def mean_gradients(options, params, config, loader, step):
     """Returns (loss, gradients), each the mean over the micro-batches of a step."""
     parts = []
-    for _ in range(options.grad_accum_steps):
+    for micro_step in range(options.grad_accum_steps):
         if options.overfit_single_batch:
             loader.reset()
-        parts.append(reference.loss_and_gradients(params, config, *loader.next_batch()))
+        mask = reference.dropout_masks(options.dropout, options.seed, step, micro_step)
+        parts.append(reference.loss_and_gradients(params, config, *loader.next_batch(), mask))
     losses, grads = zip(*parts, strict=True)
     return np.mean(losses), {name: np.mean([grad[name] for grad in grads], axis=0) for name in params}
 
@@ -320,6 +324,12 @@ def test_patience_ends_a_run_after_so_many_validations_without_a_lower_loss(fold
     monkeypatch.setattr(loop, "_validate", lambda *arguments: next(losses))
     options = dataclasses.replace(BASE, val_every=1, patience=patience)
     assert loop.train(options).state.step == {1: 2, 2: 5, 5: 8}[patience]
+
+
+def test_validation_drops_nothing(folder):
+    options = dataclasses.replace(BASE, val_every=10, val_batches=2, max_steps=0)
+    losses = [loop.train(dataclasses.replace(options, dropout=p)).val_losses for p in (0.0, 0.5)]
+    assert losses[0] == losses[1] and losses[0][0] == pytest.approx(validation_loss(options), rel=TOLERANCE)
 
 
 def test_every_option_is_tested_here():

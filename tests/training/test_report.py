@@ -75,10 +75,10 @@ def test_a_run_is_described(tmp_path, capsys):
     shown = [re.match(r"  (\w+) +([\d,]+)  \((.*)\)", line).groups() for line in lines[2:-2]]
     assert [name for name, *_ in shown] == list(model.params)
     assert sum(int(size.replace(",", "")) for _, size, _ in shown) == model.params_flat.size
-    report.describe(TrainOptions(epochs=2), state, loader)
+    report.describe(TrainOptions(epochs=2, dropout=0.2), state, loader)
     printed = capsys.readouterr().out
     assert f"[data] validation: 1,700 tokens, 106 batches an epoch, from {tmp_path}" in printed
-    assert "| 2 epochs = 7 steps |" in printed
+    assert "| 2 epochs = 7 steps |" in printed and ", clip 0.5 | dropout 0.2 | seed " in printed
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
 COMMON = (
     "--init tiny.bin --train-data train-*.bin --val-data val.bin -b 2 -t 8 -l 1e-2 --grad-accum-steps 3 --shuffle "
     "--lr-schedule cosine --warmup-steps 3 --weight-decay 0.1 --grad-clip 1 --val-every 5 --val-batches 3 "
-    "--sample-every 3 --sample-tokens 5 --skip-spikes 3 -x 12 --threads 1"
+    "--dropout 0.2 --sample-every 3 --sample-tokens 5 --skip-spikes 3 -x 12 --threads 1"
 )
 
 
