@@ -10,11 +10,13 @@ import shutil
 import time
 
 from gpt2.data import tokenizer
+from gpt2.data.vocabulary import held_vocabulary, model_vocabulary, save_vocabulary
 from gpt2.errors import UserError, run_command
 from gpt2.formats import huggingface, llmc
 from gpt2.formats.files import atomic_folder, interrupted_replacement, open_to_read
-from gpt2.formats.pretrained import RELEASED, has_random_weights, load_config, load_weights
+from gpt2.formats.pretrained import has_random_weights, load_weights, vocabulary_path
 from gpt2.formats.tensors import INDEX, WEIGHTS, WRITTEN_SHARD
+from gpt2.formats.tokenizer_folder import CARRIED, MERGES, TOKENIZER_FILES, VOCABULARY
 from gpt2.output import lossy_output
 
 
@@ -22,9 +24,10 @@ from gpt2.output import lossy_output
 def convert(source, target, dtype="float32", force=False, data_dir=None):
     """Converts the model `source`, any name that pretrained.load_weights takes, and writes it to `target`, atomically.
 
-    target: a model file if it ends in .bin, else a Hugging Face folder, with GPT-2's vocabulary if the model's has that
-    size. dtype: "float32" or "bfloat16". force: replace an existing model. data_dir: folder for GPT-2's weights and
-    vocabulary, default files.data_dir(). Reports progress on stdout. Raises UserError.
+    target: a model file if it ends in .bin, else a Hugging Face folder. The model's vocabulary goes along: beside
+    FILE.bin as FILE_vocabulary, with all of a folder but the weights. dtype: "float32" or "bfloat16". force: replace an
+    existing model. data_dir: folder for GPT-2's weights and vocabulary, default files.data_dir(). Reports progress on
+    stdout. Raises UserError.
     """
     target = _resolved(target)
     to_file = target.suffix == ".bin"
@@ -32,31 +35,31 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
         raise UserError(f"--dtype {dtype}: expected one of {', '.join(llmc.WRITTEN_VERSIONS)}")
     _check_target(target, to_file, force)
     start = time.perf_counter()
+    vocabulary = _carried(source, data_dir)
+    if to_file:
+        _check_vocabulary(vocabulary, vocabulary_path(target), force)
     config, params = load_weights(source, data_dir)
     untrained = has_random_weights(source)
     read = time.perf_counter()
     print(f"read {source}: {config.num_parameters:,} parameters, {read - start:.1f} s", flush=True)
     if to_file:
-        llmc.save_model(target, config, params, dtype, untrained)
+        save_vocabulary(vocabulary, vocabulary_path(target))
+        llmc.save_model(target, config, params, dtype, untrained, vocabulary.sha256)
         kind, size = f"llm.c version {llmc.WRITTEN_VERSIONS[dtype]}", target.stat().st_size
     else:
         if untrained:
             print("the weights are random; the folder does not say so: a run started from it takes them as trained")
-        vocabulary = _vocabulary(source, config, data_dir)
         with atomic_folder(target, replace=force) as folder:
-            end_of_text = tokenizer.EOT if _has_gpt2_vocabulary(config) else None
-            huggingface.save_folder(folder, config, params, dtype, end_of_text)
-            for name, path in vocabulary.items():
-                shutil.copyfile(path, folder / name)
-            if vocabulary and not vocabulary.keys() & {huggingface.TOKENIZER_CONFIG, huggingface.SPECIAL_TOKENS}:
-                huggingface.save_tokenizer_config(folder, config)
+            huggingface.save_folder(folder, config, params, dtype, vocabulary)
+            if not vocabulary.problem and not vocabulary.files.keys() & set(TOKENIZER_FILES):
+                _write_gpt2_tokenizer(folder, config, data_dir)
         kind, size = "Hugging Face folder", sum(file.stat().st_size for file in target.iterdir())
     print(f"wrote {target}: {kind}, {dtype}, {size / 1e6:,.1f} MB, {time.perf_counter() - read:.1f} s")
 
 
 @lossy_output(then_raise=True)
 def convert_tokenizer(source, target, force=False, data_dir=None):
-    """Writes the vocabulary of the model `source`, which must be GPT-2's, to a tokenizer file for llm.c, atomically.
+    """Writes the vocabulary of the model `source` to a tokenizer file, with which llm.c decodes, atomically.
 
     target: ends in .bin. force: replace an existing tokenizer file. source, data_dir, errors: as for `convert`; the
     weights are not read.
@@ -65,15 +68,13 @@ def convert_tokenizer(source, target, force=False, data_dir=None):
     if target.suffix != ".bin":
         raise UserError(f"{target}: a tokenizer file's name ends in .bin; llm.c expects gpt2_tokenizer.bin")
     _check_target(target, True, force, llmc.TOKENIZER_MAGIC)
-    if not _has_gpt2_vocabulary(config := load_config(source)):
-        size = f"the model's vocabulary has {config.V} tokens, GPT-2's has {tokenizer.EOT + 1}"
-        raise UserError(f"{source}: {size}; only GPT-2's can be written")
-    if own := _own_vocabulary(source):
-        raise UserError(f"{source}: has its own {min(own)}, only GPT-2's vocabulary can be written: name gpt2")
-    encoding = tokenizer.load_tokenizer(data_dir)
-    tokens = [encoding.decode_single_token_bytes(token) for token in range(config.V)]
-    llmc.save_tokenizer(target, tokens, tokenizer.EOT)
-    print(f"wrote {target}: llm.c tokenizer version {llmc.TOKENIZER_VERSION}, {len(tokens):,} tokens")
+    vocabulary = model_vocabulary(source)
+    if vocabulary.problem or vocabulary.token_bytes is None:
+        reason = vocabulary.problem or f"{source}: its tokens are not the bytes of a text"
+        raise UserError(f"no tokenizer file: {reason}")
+    end = next(iter(vocabulary.ends), vocabulary.begin or 0)
+    llmc.save_tokenizer(target, vocabulary.token_bytes, end)
+    print(f"wrote {target}: llm.c tokenizer version {llmc.TOKENIZER_VERSION}, {vocabulary.size:,} tokens")
 
 
 def _resolved(target):
@@ -105,13 +106,7 @@ def _check_target(target, to_file, force, magic=llmc.MODEL_MAGIC):
                 kind = "model" if magic == llmc.MODEL_MAGIC else "tokenizer"
                 raise UserError(f"{target}: not a {kind} file, so --force does not replace it; choose another name")
         return
-    ours = {
-        huggingface.CONFIG,
-        huggingface.GENERATION_CONFIG,
-        WEIGHTS,
-        INDEX,
-        *huggingface.TOKENIZER_FILES,
-    }
+    ours = {WEIGHTS, INDEX, *CARRIED}
     foreign = sorted(
         entry.name
         for entry in target.iterdir()
@@ -124,33 +119,30 @@ def _check_target(target, to_file, force, magic=llmc.MODEL_MAGIC):
         )
 
 
-def _has_gpt2_vocabulary(config):
-    return config.V == tokenizer.EOT + 1
+def _carried(source, data_dir):
+    """Returns the vocabulary that goes along with a model, and says why if its tokenizer does not."""
+    vocabulary = model_vocabulary(source, data_dir)
+    if vocabulary.problem:
+        print(f"no tokenizer: {vocabulary.problem}", flush=True)
+    return vocabulary
 
 
-def _own_vocabulary(source):
-    """Returns a dict of name -> path of a folder's own tokenizer files, empty if there is no vocabulary among them."""
-    own = {name: pathlib.Path(source, name) for name in huggingface.TOKENIZER_FILES}
-    own = {name: path for name, path in own.items() if path.is_file() and str(source) not in RELEASED}
-    return own if own.keys() & {huggingface.VOCABULARY, huggingface.TOKENIZER} else {}
+def _check_vocabulary(vocabulary, path, force):
+    """Raises UserError if there is another vocabulary where a model file's goes; `force`: that may be replaced."""
+    if os.path.lexists(path) and held_vocabulary(path) != vocabulary.files and not force:
+        raise UserError(f"{path}: holds another vocabulary; choose another name, or replace it with --force")
 
 
-def _vocabulary(source, config, data_dir):
-    """Returns a dict of name -> path of the tokenizer files: the source folder's own, or else GPT-2's.
-
-    Prints the reason if there are none.
-    """
-    if own := _own_vocabulary(source):
-        return own
-    if not _has_gpt2_vocabulary(config):
-        print(f"no tokenizer: the model's vocabulary has {config.V} tokens, GPT-2's has {tokenizer.EOT + 1}")
-        return {}
+def _write_gpt2_tokenizer(folder, config, data_dir):
+    """Writes GPT-2's own vocabulary as transformers reads it; says why if it cannot be had. Raises OSError."""
     try:
         merges, vocabulary = tokenizer.vocabulary_files(data_dir)
     except UserError as error:
         print(f"no tokenizer: {error}")
-        return {}
-    return {huggingface.MERGES: merges, huggingface.VOCABULARY: vocabulary}
+        return
+    shutil.copyfile(merges, folder / MERGES)
+    shutil.copyfile(vocabulary, folder / VOCABULARY)
+    huggingface.save_tokenizer_config(folder, config)
 
 
 def main():
@@ -172,8 +164,8 @@ def main():
     parser.add_argument(
         "--tokenizer",
         action="store_true",
-        help="write the model's vocabulary, which must be GPT-2's, rather than the model: DST is a tokenizer file, "
-        "gpt2_tokenizer.bin for llm.c",
+        help="write the model's vocabulary rather than the model: DST is a tokenizer file, gpt2_tokenizer.bin for "
+        "llm.c",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing DST")
     options = parser.parse_args()

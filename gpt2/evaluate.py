@@ -8,8 +8,9 @@ import pathlib
 import sys
 
 from gpt2.arguments import add_model, add_threads
-from gpt2.data.dataloader import DataLoader
+from gpt2.data.dataloader import DataLoader, expand
 from gpt2.data.hellaswag import count_examples
+from gpt2.data.vocabulary import GPT2Vocabulary, agreed_vocabulary, extends, model_vocabulary
 from gpt2.errors import UserError, from_os_error, run_command
 from gpt2.formats.files import atomic_write, open_to_read
 from gpt2.formats.run import parse_json_object
@@ -20,7 +21,7 @@ from gpt2.inference.evaluation import (
     evaluate_hellaswag,
     evaluate_split,
     llmc_val_loss,
-    load_token_bytes,
+    token_lengths,
 )
 from gpt2.inference.warmup import prepare_kernels
 from gpt2.machine import set_threads
@@ -83,16 +84,25 @@ def evaluate(options):
     model = GPT2.from_pretrained(options.model, writable=False)
     if options.hellaswag:
         count_examples(options.hellaswag, model.config)  # report a bad file before spending time on --data
+    vocabulary = _checked_vocabulary(model, options)
     prepare_kernels()
     results = {"model": options.model}
     if options.data and options.compat:
         results["llmc"] = _evaluate_as_llmc(model, options)
     elif options.data:
-        results["data"] = _evaluate_data(model, options)
+        results["data"] = _evaluate_data(model, vocabulary, options)
     if options.hellaswag:
         results["hellaswag"] = {"file": options.hellaswag} | evaluate_hellaswag(model, options.hellaswag)
         _print_hellaswag(results["hellaswag"])
     return results
+
+
+def _checked_vocabulary(model, options):
+    """Returns the model's vocabulary. Raises UserError if what it is evaluated on is of another."""
+    vocabulary = model_vocabulary(options.model)
+    if options.hellaswag and not vocabulary.problem and not extends(vocabulary, GPT2Vocabulary()):
+        raise UserError(f"{options.hellaswag}: tokens of GPT-2's vocabulary, but the model has another")
+    return agreed_vocabulary(vocabulary, model.config.V, expand(options.data or []))
 
 
 def _evaluate_as_llmc(model, options):
@@ -103,7 +113,7 @@ def _evaluate_as_llmc(model, options):
     return {"files": options.data, "B": B, "T": T, "batches": LLMC_BATCHES, "val_loss": loss}
 
 
-def _evaluate_data(model, options):
+def _evaluate_data(model, vocabulary, options):
     config = model.config
     T = options.seq_len or config.maxT
     _check_length(T, config)
@@ -114,7 +124,7 @@ def _evaluate_data(model, options):
         raise UserError(f"--stride {stride}: expected 1 to {T}, the window length")
     shards = DataLoader(options.data, 1, 1, config.V).shards
     try:
-        token_bytes = load_token_bytes(config.V)
+        token_bytes = token_lengths(vocabulary, config.V)
     except UserError as error:
         print(f"no bits per byte: {error}")
         token_bytes = None

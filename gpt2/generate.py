@@ -6,7 +6,7 @@ import sys
 from tqdm import tqdm
 
 from gpt2.arguments import add_model, add_threads
-from gpt2.data.tokenizer import EOT, load_tokenizer
+from gpt2.data.vocabulary import model_vocabulary
 from gpt2.errors import UserError, run_command
 from gpt2.formats.pretrained import load_weights
 from gpt2.inference.beam import beam_search
@@ -98,50 +98,51 @@ def run(options):
     stdin = None if options.interactive else sys.stdin
     text = read_prompt(options.prompt, options.prompt_file, stdin)
     config, params = load_weights(options.model, writable=False)
-    encoding = _load_encoding(config, options, text)
+    vocabulary = _load_vocabulary(options, text)
     if options.interactive:
         context = Context(config, params)
         prepare_kernels()
         rng = random_streams(options.seed, 1)[0]
-        conversation = Conversation(context, encoding, sampling, rng, options.max_new_tokens, options.stop)
+        conversation = Conversation(context, vocabulary, sampling, rng, options.max_new_tokens, options.stop)
         if text is not None:
             conversation.add(text)
         conversation.run()
         return
-    prompt = encode_prompt(config, encoding, text)
+    prompt = encode_prompt(config, vocabulary, text)
     length = min(config.maxT, len(prompt) + options.max_new_tokens)
     context = Context(config, params, max(options.num_samples, options.num_beams), length)
     prepare_kernels()
     context.add([prompt])
-    _print_samples(text_pieces(_steps(context, sampling, encoding, options), _streams(encoding, options)), options)
+    _print_samples(text_pieces(_steps(context, sampling, vocabulary, options), _streams(vocabulary, options)), options)
     if context.slid:
         print(SLID.format(context.length), file=sys.stderr)
 
 
-def _load_encoding(config, options, prompt):
-    """GPT-2's vocabulary, or None for a model with another. Raises UserError if an option requires text."""
-    if config.V == EOT + 1:
-        return load_tokenizer()
-    other = f"{options.model}: the model has {config.V} tokens, GPT-2's vocabulary has {EOT + 1}"
-    for what, given in (("--interactive", options.interactive), ("--stop", options.stop), ("a prompt", prompt)):
-        if given:
-            raise UserError(f"{other}: {what} requires GPT-2's vocabulary")
-    print(f"{other}: printing token ids", file=sys.stderr)
-    return None
+def _load_vocabulary(options, prompt):
+    """Returns the model's vocabulary. Raises UserError if that is unknown, and an option requires text."""
+    vocabulary = model_vocabulary(options.model)
+    if vocabulary.problem:
+        for what, given in (("--interactive", options.interactive), ("--stop", options.stop), ("a prompt", prompt)):
+            if given:
+                raise UserError(f"{vocabulary.problem}: {what} requires the model's vocabulary")
+        print(f"{vocabulary.problem}: printing token ids", file=sys.stderr)
+    return vocabulary
 
 
-def _steps(context, sampling, encoding, options):
+def _steps(context, sampling, vocabulary, options):
     """Returns an iterable of the Tokens of each step, one per sample."""
     if options.num_beams > 1:
-        eot = EOT if encoding else None
-        best = beam_search(context, options.max_new_tokens, options.repetition_penalty, eot)
+        best = beam_search(context, options.max_new_tokens, options.repetition_penalty, vocabulary.ends)
         return ([token] for token in best)
     return generate(context, options.max_new_tokens, sampling, random_streams(options.seed, options.num_samples))
 
 
-def _streams(encoding, options):
-    streams = [TextStream(encoding, options.stop) if encoding else IdStream() for _ in range(options.num_samples)]
-    return [TokenLines(stream, encoding) for stream in streams] if options.show_tokens else streams
+def _streams(vocabulary, options):
+    def stream():
+        return IdStream(vocabulary.ends) if vocabulary.problem else TextStream(vocabulary, options.stop)
+
+    streams = [stream() for _ in range(options.num_samples)]
+    return [TokenLines(stream, vocabulary) for stream in streams] if options.show_tokens else streams
 
 
 def _print_samples(pieces, options):

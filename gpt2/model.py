@@ -6,6 +6,7 @@ import numpy as np
 
 from gpt2.errors import UserError
 from gpt2.formats import llmc, pretrained
+from gpt2.formats.tokenizer_folder import GPT2_SIZE
 from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
 from gpt2.kernels.classifier import classifier_backward, classifier_forward
 from gpt2.kernels.dropout import KEEP_ALL, dropout_forward, dropout_residual_forward
@@ -94,7 +95,8 @@ class GPT2:
     Attributes: `config`; `params_flat` and `grads_flat`, the flat arrays; `params` and `grads`, dicts of name -> shaped
     view of them (see `layout.parameter_layout`); `acts`, the same for the activations that the last forward pass kept
     for a backward pass, empty before the first; `scratch`, for tensors that every pass overwrites. Gradients are
-    allocated when first used: `has_gradients` is False for a model that only evaluates.
+    allocated when first used: `has_gradients` is False for a model that only evaluates. `vocabulary` is the SHA-256 of
+    the vocabulary's tokens, as `save` writes it: see llmc.save_model.
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
@@ -117,6 +119,7 @@ class GPT2:
         self._shape = None  # (B, T) that the activations are cut up for
         self._batch = None  # (tokens, targets, dropout) of the last forward pass that was completed
         self._random = None  # the checksum of random parameters, None for trained ones
+        self.vocabulary = None if config.V == GPT2_SIZE else llmc.UNKNOWN_VOCABULARY
 
     @property
     def params_flat(self):
@@ -154,9 +157,10 @@ class GPT2:
         return self._random is not None
 
     @classmethod
-    def _from_parameters(cls, config, params_flat, is_untrained):
+    def _from_parameters(cls, config, params_flat, is_untrained, vocabulary):
         model = cls.__new__(cls)
         model._own(config, params_flat)
+        model.vocabulary = vocabulary
         if is_untrained:
             model._random = zlib.crc32(params_flat)
         return model
@@ -164,22 +168,24 @@ class GPT2:
     @classmethod
     def load(cls, path):
         """Reads a model file in llm.c's format (float32 or bfloat16), the folder of a run, or a Hugging Face folder."""
-        return cls._from_parameters(*pretrained.load_path(path), pretrained.has_random_weights(path))
+        weights = pretrained.load_path(path)
+        vocabulary, _ = pretrained.find_vocabulary(path)
+        return cls._from_parameters(*weights, pretrained.has_random_weights(path), vocabulary)
 
     @classmethod
     def from_pretrained(cls, name, data_dir=None, writable=True):
         """A model by its name, as `pretrained.load_weights` takes it: "gpt2-large", "owner/name", a file, a folder."""
-        return cls._from_parameters(
-            *pretrained.load_weights(name, data_dir, writable), pretrained.has_random_weights(name)
-        )
+        weights = pretrained.load_weights(name, data_dir, writable)
+        vocabulary, _ = pretrained.find_vocabulary(name)
+        return cls._from_parameters(*weights, pretrained.has_random_weights(name), vocabulary)
 
     def __reduce__(self):
         # A copy's tensors must be views of its own arrays. It starts without gradients and activations.
-        return type(self)._from_parameters, (self.config, self.params_flat, self.is_untrained)
+        return type(self)._from_parameters, (self.config, self.params_flat, self.is_untrained, self.vocabulary)
 
     def save(self, path):
-        """Writes the parameters in llm.c's format, version 3, flagged as random if they are (`is_untrained`)."""
-        llmc.save_model(path, self.config, self.params_flat, untrained=self.is_untrained)
+        """Writes the parameters in llm.c's format, version 3, with `vocabulary`, and `is_untrained` as a flag."""
+        llmc.save_model(path, self.config, self.params_flat, untrained=self.is_untrained, vocabulary=self.vocabulary)
 
     def zero_grad(self):
         """Sets all gradients to zero."""

@@ -7,18 +7,21 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 
 from gpt2 import GPT2, convert
 from gpt2.config import GPT2Config
 from gpt2.data import tokenizer
+from gpt2.data.vocabulary import Vocabulary, save_vocabulary
 from gpt2.errors import UserError, run_command
 from gpt2.formats import files, tensors
 from gpt2.formats.huggingface import load_folder
 from gpt2.formats.llmc import load_model, save_model, save_tokenizer
-from gpt2.formats.pretrained import load_weights
+from gpt2.formats.pretrained import load_weights, vocabulary_path
+from gpt2.formats.tokenizer_folder import TokenizerFolder
 from tests.support.foreign import require
 from tests.support.numeric import random_batch, randomise
-from tests.support.vocabulary import byte_vocabulary, pin_byte_vocabulary, write_vocabulary
+from tests.support.vocabulary import byte_level, byte_vocabulary, pin_byte_vocabulary, write_vocabulary
 
 CONFIG = GPT2Config(maxT=12, V=50, L=2, NH=2, C=8)
 WITHOUT_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors"}
@@ -46,6 +49,14 @@ def gpt2_sized(tmp_path, monkeypatch):
     GPT2(GPT2Config(maxT=12, L=1, NH=1, C=4)).save("ours.bin")
 
 
+def save_own(words, path):
+    """Saves a model with a vocabulary of its own, which is put beside it."""
+    model = GPT2(GPT2Config(maxT=12, V=words.size, L=1, NH=1, C=4))
+    model.vocabulary = words.sha256
+    model.save(path)
+    save_vocabulary(words, vocabulary_path(path))
+
+
 def entries():
     return set(os.listdir("."))
 
@@ -57,7 +68,7 @@ def test_conversion_there_and_back_is_exact(model, tmp_path):
     convert.convert("back.bin", "again")
     for name in WITHOUT_TOKENIZER:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
-    assert entries() == {"ours.bin", "back.bin", "folder", "again"}
+    assert entries() == {"ours.bin", "back.bin", "back_vocabulary", "folder", "again"}
 
 
 def test_version_1_becomes_version_3(model, tmp_path):
@@ -86,10 +97,11 @@ def test_it_reports_what_it_read_and_wrote(model, capsys):
     convert.convert("ours.bin", "folder")
     convert.convert("folder", "back.bin", "bfloat16")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"read ours.bin: {CONFIG.num_parameters:,} parameters, ")
-    assert lines[1].startswith("no tokenizer: the model's vocabulary has 50 tokens, GPT-2's has 50257")
+    assert lines[0] == "no tokenizer: ours.bin: its vocabulary is not GPT-2's, and not beside it"
+    assert lines[1].startswith(f"read ours.bin: {CONFIG.num_parameters:,} parameters, ")
     assert lines[2].startswith("wrote folder: Hugging Face folder, float32, 0.0 MB, ")
-    assert lines[4].startswith("wrote back.bin: llm.c version 5, bfloat16, 0.0 MB, ")
+    assert lines[3] == "no tokenizer: folder: no tokenizer.json there, nor vocab.json with merges.txt"
+    assert lines[5].startswith("wrote back.bin: llm.c version 5, bfloat16, 0.0 MB, ")
     assert set(os.listdir("folder")) == WITHOUT_TOKENIZER
 
 
@@ -107,11 +119,10 @@ def test_shards_there_and_back_and_replaced_by_force(model, tmp_path, monkeypatc
     refused("^folder: contains 'adapter_model.safetensors'", "ours.bin", "folder", force=True)
 
 
-def test_an_unavailable_vocabulary_is_left_out(model, monkeypatch, capsys):
+def test_an_unavailable_vocabulary_is_left_out(gpt2_sized, monkeypatch, capsys):
     def unavailable(data_dir):
         raise UserError("no vocabulary")
 
-    monkeypatch.setattr(tokenizer, "EOT", CONFIG.V - 1)
     monkeypatch.setattr(tokenizer, "vocabulary_files", unavailable)
     convert.convert("ours.bin", "folder")
     assert "no tokenizer: no vocabulary\n" in capsys.readouterr().out
@@ -206,20 +217,21 @@ def test_a_folder_s_own_settings_are_kept(model, tmp_path, name):
     assert (tmp_path / "two" / name).read_text() == '{"eos_token": "[END]"}'
 
 
-def test_settings_without_a_vocabulary_are_not_a_tokenizer(gpt2_sized, tmp_path):
+def test_settings_without_a_vocabulary_are_not_gpt2s(gpt2_sized, tmp_path, capsys):
     convert.convert("ours.bin", "one")
     for name in TOKENIZER - {"tokenizer_config.json"}:
         (tmp_path / "one" / name).unlink()
     convert.convert("one", "two")
-    assert set(os.listdir("two")) == WITHOUT_TOKENIZER | TOKENIZER
+    assert "no tokenizer: one: no tokenizer.json there, nor vocab.json with merges.txt\n" in capsys.readouterr().out
+    assert set(os.listdir("two")) == WITHOUT_TOKENIZER | {"tokenizer_config.json"}
 
 
-def test_a_released_model_does_not_take_the_vocabulary_of_a_folder_of_its_name(model, tmp_path, monkeypatch):
+def test_a_released_model_does_not_take_the_vocabulary_of_a_folder_of_its_name(gpt2_sized, tmp_path, monkeypatch):
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "vocab.json").write_text("{}")
     monkeypatch.setattr(convert, "load_weights", lambda *_: load_model("ours.bin"))
     convert.convert("gpt2", "new")
-    assert set(os.listdir("new")) == WITHOUT_TOKENIZER
+    assert (tmp_path / "new" / "vocab.json").read_bytes() == byte_vocabulary()["encoder.json"]
 
 
 def test_a_link_to_a_folder_stays(model, tmp_path):
@@ -261,10 +273,11 @@ def test_a_model_with_a_non_finite_parameter_is_refused(model, target):
 
 
 @pytest.fixture
-def small_vocabulary(gpt2_sized, monkeypatch):
-    """Makes GPT-2's vocabulary the 256 bytes, " t" and <|endoftext|>, and ours.bin a model with it."""
-    monkeypatch.setattr(tokenizer, "EOT", 257)
-    GPT2(GPT2Config(maxT=12, V=258, L=1, NH=1, C=4)).save("ours.bin")
+def small_vocabulary(model):
+    """Gives ours.bin a vocabulary of its own: the 256 bytes, " t" and <|endoftext|>; returns that."""
+    words = byte_level(b" t")
+    save_own(words, "ours.bin")
+    return words
 
 
 def read_tokenizer(path):
@@ -281,15 +294,27 @@ def convert_tokenizer(monkeypatch, *arguments):
     convert.main()
 
 
-def test_the_tokenizer_file_is_llmcs(small_vocabulary, monkeypatch, capsys):
-    convert_tokenizer(monkeypatch, "ours.bin", "gpt2_tokenizer.bin")
+@pytest.mark.parametrize("source", ["ours.bin", "folder"])
+def test_the_tokenizer_file_is_llmcs(small_vocabulary, monkeypatch, capsys, source):
+    convert.convert("ours.bin", "folder")
+    convert_tokenizer(monkeypatch, source, "gpt2_tokenizer.bin")
     assert "wrote gpt2_tokenizer.bin: llm.c tokenizer version 2, 258 tokens\n" in capsys.readouterr().out
     header, tokens = read_tokenizer("gpt2_tokenizer.bin")
     assert header[:5].tolist() == [20240328, 2, 258, 257, 0] and not header[5:].any()
     assert tokens[256:] == [b" t", b"<|endoftext|>"]
-    assert sorted(tokens[:256]) == [bytes([byte]) for byte in range(256)]
+    assert tokens[:256] == [bytes([byte]) for byte in range(256)]
     for text in ("the other, then the end", "Zürich 東京\n"):
-        assert b"".join(tokens[token] for token in tokenizer.load_tokenizer().encode_ordinary(text)) == text.encode()
+        assert b"".join(tokens[token] for token in small_vocabulary.encode(text)) == text.encode()
+
+
+def test_the_tokenizer_file_of_gpt2(gpt2_sized, tmp_path, monkeypatch):
+    pin_byte_vocabulary(monkeypatch, whole=True)
+    write_vocabulary(tmp_path / "data", whole=True)
+    convert_tokenizer(monkeypatch, "ours.bin", "gpt2_tokenizer.bin")
+    header, tokens = read_tokenizer("gpt2_tokenizer.bin")
+    assert header[:5].tolist() == [20240328, 2, 50257, 50256, 0]
+    assert sorted(tokens[:256]) == [bytes([byte]) for byte in range(256)]
+    assert (tokens[256], tokens[50256]) == (b" t", b"<|endoftext|>")
 
 
 def test_a_tokenizer_file_is_replaced_only_by_force(small_vocabulary, tmp_path, monkeypatch):
@@ -313,14 +338,14 @@ def test_a_tokenizer_file_is_replaced_only_by_force(small_vocabulary, tmp_path, 
     refused("^tokenizer.bin: not a model file, so --force", "ours.bin", "tokenizer.bin", force=True)
 
 
-def test_only_gpt2s_vocabulary_becomes_a_tokenizer_file(small_vocabulary, tmp_path, monkeypatch):
-    GPT2(CONFIG).save("other.bin")
-    with pytest.raises(UserError, match=r"^other.bin: the model's vocabulary has 50 tokens, GPT-2's has 258"):
-        convert_tokenizer(monkeypatch, "other.bin", "tokenizer.bin")
-    convert.convert("ours.bin", "german")
-    (tmp_path / "german" / "vocab.json").write_text("{}")
-    with pytest.raises(UserError, match=r"^german: has its own merges.txt, only GPT-2's vocabulary"):
-        convert_tokenizer(monkeypatch, "german", "tokenizer.bin")
+def test_a_vocabulary_that_is_unknown_or_not_of_bytes_becomes_no_tokenizer_file(model, monkeypatch):
+    with pytest.raises(UserError, match=r"^no tokenizer file: ours.bin: its vocabulary is not GPT-2's"):
+        convert_tokenizer(monkeypatch, "ours.bin", "tokenizer.bin")
+    own = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    own.decoder = tokenizers.decoders.WordPiece()
+    save_own(Vocabulary(TokenizerFolder({"tokenizer.json": own.to_str().encode()}, tokenizer=own)), "ours.bin")
+    with pytest.raises(UserError, match=r"^no tokenizer file: ours.bin: its tokens are not the bytes of a text$"):
+        convert_tokenizer(monkeypatch, "ours.bin", "tokenizer.bin")
     assert "tokenizer.bin" not in entries()
 
 

@@ -15,7 +15,7 @@ from gpt2.config import GPT2Config
 from gpt2.data import hellaswag
 from gpt2.data.dataloader import DataLoader
 from gpt2.data.hellaswag import read_examples
-from gpt2.data.tokenizer import EOT
+from gpt2.data.vocabulary import UnknownVocabulary
 from gpt2.errors import UserError
 from gpt2.evaluate import main
 from gpt2.formats.llmc import write_tokens
@@ -25,9 +25,9 @@ from gpt2.inference.evaluation import (
     evaluate_hellaswag,
     evaluate_split,
     llmc_val_loss,
-    load_token_bytes,
     split_losses,
     standard_error,
+    token_lengths,
 )
 from gpt2.inference.warmup import prepare_kernels
 from gpt2.machine import available_threads, set_threads
@@ -38,6 +38,7 @@ from tests import reference
 from tests.support.examples import random_examples, write_examples
 from tests.support.foreign import foreign_model, require
 from tests.support.numeric import assert_close, randomise
+from tests.support.vocabulary import byte_level
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
@@ -333,29 +334,16 @@ def test_first_of_equal_completions_is_chosen(tmp_path):
         assert (result["accuracy"], result["accuracy_norm"], result["standard_error"]) == (accuracy, accuracy, None)
 
 
-class StubEncoding:
-    """A vocabulary whose token n has n % 7 + 1 bytes."""
-
-    def decode_single_token_bytes(self, token):
-        return b"<|endoftext|>" if token == EOT else b"x" * (token % 7 + 1)
-
-
-def test_token_bytes(monkeypatch):
-    monkeypatch.setattr(evaluation, "load_tokenizer", StubEncoding)
-    sizes = load_token_bytes(EOT + 1)
-    assert sizes.shape == (EOT + 1,) and sizes[EOT] == 0
-    assert np.array_equal(sizes[:EOT], np.arange(EOT) % 7 + 1)
+def test_a_token_counts_the_bytes_of_its_text_and_a_control_token_none():
+    words = byte_level(b"the", "é".encode())
+    lengths = token_lengths(words, 300)  # a model padded beyond its vocabulary
+    assert lengths.tolist() == [1] * 256 + [3, 2, 0] + [0] * 41
+    assert token_lengths(words, 257).tolist() == [1] * 256 + [3]
 
 
-def test_token_bytes_require_gpt2s_vocabulary(monkeypatch):
-    def missing():
-        raise UserError("no vocabulary; put it there")
-
-    monkeypatch.setattr(evaluation, "load_tokenizer", missing)
-    with pytest.raises(UserError, match="no vocabulary; put it there"):
-        load_token_bytes(EOT + 1)
-    with pytest.raises(UserError, match="the model does not use GPT-2's vocabulary"):
-        load_token_bytes(CONFIG.V)
+def test_the_bytes_of_tokens_take_a_vocabulary_that_is_there(tmp_path):
+    with pytest.raises(UserError, match=r"^nowhere to be found$"):
+        token_lengths(UnknownVocabulary("nowhere to be found"), CONFIG.V)
 
 
 @pytest.fixture
@@ -388,7 +376,7 @@ def test_printed_and_json_results(folder, capsys):
     assert "568 tokens predicted, windows of 12, stride 4\n" in out
     assert f"loss {expected['loss']:.6f} +- {expected['standard_error']:.4f} nats per token\n" in out
     assert f"perplexity {expected['perplexity']:.4f}\n" in out
-    assert "no bits per byte: the model does not use GPT-2's vocabulary\n" in out
+    assert "no bits per byte: tiny.bin: its vocabulary is not GPT-2's, and not beside it\n" in out
     assert f"HellaSwag, 5 examples\naccuracy {results['hellaswag']['accuracy']:.4f} +- " in out
 
 

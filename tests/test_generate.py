@@ -1,4 +1,4 @@
-"""python -m gpt2.generate, on a small model with GPT-2's vocabulary size that prefers the bytes and " t"."""
+"""python -m gpt2.generate, on a small model with a vocabulary of its own, the bytes and " t"."""
 
 import io
 import os
@@ -10,35 +10,39 @@ import numpy as np
 import pytest
 
 from gpt2 import GPT2, GPT2Config
-from gpt2.data.tokenizer import EOT, load_tokenizer
+from gpt2.data.vocabulary import save_vocabulary
 from gpt2.errors import UserError
+from gpt2.formats.pretrained import vocabulary_path
 from gpt2.generate import main
 from gpt2.inference import prompt
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Context
 from gpt2.inference.warmup import prepare_kernels
 from tests.support.numeric import randomise
-from tests.support.vocabulary import pin_byte_vocabulary, write_vocabulary
+from tests.support.vocabulary import byte_level
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CONFIG = GPT2Config(maxT=32, V=50257, L=1, NH=2, C=8)
-KNOWN = 257
+WORDS = byte_level(b" t")
+(EOT,) = WORDS.ends
+CONFIG = GPT2Config(maxT=32, V=WORDS.size, L=1, NH=2, C=8)
 
 
 def save_model(path, end_of_text=-3.0):
-    """Saves a model that prefers the byte vocabulary.
+    """Saves a model that prefers ASCII, with its vocabulary beside it.
 
     The logits of other tokens are 30 lower, that of end of text is 10 * end_of_text higher.
     """
     model = GPT2(CONFIG)
     randomise(model, np.random.default_rng(1))
-    model.params["wpe"] *= 5
+    model.params["wpe"] *= 10
     model.params["wte"] *= 5
     model.params["lnfw"][0], model.params["lnfb"][0] = 0, 10
-    model.params["wte"][:KNOWN, 0] = 0
-    model.params["wte"][KNOWN:, 0] = -3
+    model.params["wte"][:, 0] = 0
+    model.params["wte"][128:256, 0] = -3
     model.params["wte"][EOT, 0] = end_of_text
+    model.vocabulary = WORDS.sha256
     model.save(path)
+    save_vocabulary(WORDS, vocabulary_path(path))
     return model
 
 
@@ -49,12 +53,8 @@ class Terminal(io.TextIOWrapper):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder with the byte vocabulary in data/ and the model m.bin; standard input is a terminal."""
+    """A working folder with the model m.bin and its vocabulary; standard input is a terminal."""
     monkeypatch.chdir(tmp_path)
-    pin_byte_vocabulary(monkeypatch)
-    monkeypatch.setenv("GPT2_DATA_DIR", "data")
-    (tmp_path / "data").mkdir()
-    write_vocabulary(tmp_path / "data")
     save_model("m.bin")
     prepare_kernels()  # prints to stderr the first time
     monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO()))
@@ -88,9 +88,8 @@ def greedy(prompt, count):
 
 
 def test_greedy_text_equals_the_uncached_models(run):
-    encoding = load_tokenizer()
     for text in ("a", "to be t", "ten tokens"):
-        expected = encoding.decode(greedy(encoding.encode_ordinary(text), 20))
+        expected = WORDS.decode(greedy(WORDS.encode(text), 20))
         printed = run("--prompt", text, "--temperature", "0", "--max-new-tokens", "20")
         assert printed.out == expected + "\n" and printed.err == ""
         assert len(set(expected)) > 3
@@ -135,7 +134,7 @@ def test_a_prompt_of_a_million_blanks(run):
 
 def test_without_a_prompt_a_new_document_starts(run):
     options = ("--temperature", "0", "--max-new-tokens", "5")
-    assert run(*options).out == load_tokenizer().decode(greedy([EOT], 5)) + "\n"
+    assert run(*options).out == WORDS.decode(greedy([EOT], 5)) + "\n"
     # In a prompt, the name of a special token is ordinary text.
     assert run(*options, "--prompt", "<|endoftext|>").out != run(*options).out
 
@@ -174,20 +173,20 @@ def test_stop_text_ends_a_sample_and_is_not_printed(run):
 
 
 def test_show_tokens(run):
-    encoding, prompt = load_tokenizer(), [load_tokenizer().encode_single_token("a")]
+    prompt = WORDS.encode("a")
     lines = run("--prompt", "a", "--temperature", "0", "--max-new-tokens", "6", "--show-tokens").out.splitlines()
     expected = greedy(prompt, 6)
     assert [int(line.split()[0]) for line in lines] == expected
     logits = GPT2.load("m.bin").last_logits([prompt])[0].astype(float)
     share = np.exp(logits[expected[0]]) / np.exp(logits).sum()
     assert float(lines[0].split()[-1]) == pytest.approx(share, abs=2e-5)
-    data = encoding.decode_single_token_bytes(expected[0])
+    data = WORDS.token_bytes[expected[0]]
     assert repr(data)[1:] in lines[0]
 
 
 def test_sliding_window_is_reported_once(run):
     printed = run("--prompt", "a", "--temperature", "0", "--max-new-tokens", "60")
-    assert printed.out == load_tokenizer().decode(greedy([ord("a") - 33], 60)) + "\n"
+    assert printed.out == WORDS.decode(greedy([ord("a")], 60)) + "\n"
     assert printed.err == "text exceeds the context of 32 tokens: the model no longer sees its beginning\n"
 
 
@@ -201,10 +200,10 @@ def test_long_prompt_is_truncated_and_reported(run):
 
 
 def test_beam_search(run):
-    encoding, model = load_tokenizer(), GPT2.load("m.bin")
+    model = GPT2.load("m.bin")
     context = Context(CONFIG, model.params_flat, batch_size=4)
-    context.add([encoding.encode_ordinary("a t")])
-    expected = encoding.decode([token.id for token in beam_search(context, 10)])
+    context.add([WORDS.encode("a t")])
+    expected = WORDS.decode([token.id for token in beam_search(context, 10)])
     assert run("--prompt", "a t", "--num-beams", "4", "--max-new-tokens", "10").out == expected + "\n"
 
 
@@ -212,13 +211,14 @@ def test_model_with_another_vocabulary_prints_ids(folder, capsys):
     model = GPT2(GPT2Config(maxT=16, V=30, L=1, NH=1, C=8))
     model.save("other.bin")
     options = ["--model", "other.bin", "--max-new-tokens", "6"]
+    problem = "other.bin: its vocabulary is not GPT-2's, and not beside it"
     for more in ([], ["--num-beams", "2"]):
         main([*options, *more])
         printed = capsys.readouterr()
-        assert printed.err == "other.bin: the model has 30 tokens, GPT-2's vocabulary has 50257: printing token ids\n"
+        assert printed.err == f"{problem}: printing token ids\n"
         assert len(printed.out.split()) == 6 and all(int(id) < 30 for id in printed.out.split())
     for refused in (["--prompt", "a"], ["--stop", "a"], ["--interactive"]):
-        with pytest.raises(UserError, match=r"other.bin: the model has 30 tokens, .* requires GPT-2's vocabulary"):
+        with pytest.raises(UserError, match=f"^{problem}: .* requires the model's vocabulary$"):
             main([*options, *refused])
 
 

@@ -432,7 +432,9 @@ def test_activations_are_named_in_the_order_of_computation_tiny():
 
 def test_a_copy_is_a_model_of_its_own():
     model = _with_gradients()[0]
+    model.vocabulary = "ab" * 32
     other = copy.deepcopy(model)
+    assert other.vocabulary == model.vocabulary
     assert np.array_equal(other.params_flat, model.params_flat)
     other.params_flat.fill(0)
     assert not other.params["wte"].any() and model.params["wte"].any()

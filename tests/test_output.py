@@ -10,11 +10,10 @@ import pytest
 
 from gpt2 import GPT2, GPT2Config, evaluate
 from gpt2.convert import convert
-from gpt2.data import dataset
 from gpt2.data.dataset import prepare
 from gpt2.formats.llmc import write_tokens
 from gpt2.output import LossyStream, lossy_output
-from tests.support.vocabulary import BYTES
+from tests.support.vocabulary import pin_byte_vocabulary, write_vocabulary
 
 
 class Broken(io.StringIO):
@@ -112,7 +111,8 @@ def evaluate_model(folder):
     ],
 )
 def test_files_are_written_before_a_failing_print_is_an_error(tmp_path, monkeypatch, work, written):
-    monkeypatch.setattr(dataset, "load_tokenizer", lambda folder: BYTES)
+    pin_byte_vocabulary(monkeypatch)
+    write_vocabulary(tmp_path)
     GPT2(GPT2Config(maxT=8, V=50, L=1, NH=2, C=12)).save(tmp_path / "model.bin")
     with contextlib.redirect_stdout(Broken(BrokenPipeError())), pytest.raises(BrokenPipeError):
         work(tmp_path)

@@ -14,13 +14,13 @@ import pytest
 
 import train_gpt2
 from gpt2 import GPT2, GPT2Config
-from gpt2.config import PRESETS
 from gpt2.formats.llmc import write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.optimizer import SCHEDULES
 from gpt2.training import checkpoint
 from gpt2.training.options import CONTENTS, FREE, PROCESS, SIZES, TrainOptions, flag, on_resume
 from tests.support.runs import records
+from tests.support.vocabulary import shrink_gpt2, write_foreign_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -63,7 +63,7 @@ def folder(tmp_path, monkeypatch):
     config = GPT2Config(maxT=64, V=50, L=2, NH=2, C=12)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPT2_DATA_DIR", "data")
-    monkeypatch.setitem(PRESETS, "gpt2", config)
+    shrink_gpt2(monkeypatch, config)
     pathlib.Path("data").mkdir()
     GPT2(config, seed=1).save("data/gpt2_124M.bin")
     for split, count in (("train", 3000), ("val", 1500)):
@@ -87,6 +87,7 @@ PROMISES = (
     "next_batch",
     'SCHEDULES["inverse_sqrt"]',
     "last_logits",
+    "model_vocabulary",
     'resume("short"',
     "GoodEnough",
     "class Lion",
@@ -121,13 +122,19 @@ def test_the_models_methods_do_what_the_page_asserts(folder):
     run_block(ROOT / "docs/python.md", PROMISES[2])
 
 
+def test_the_vocabulary_of_a_model_is_what_the_page_says(folder):
+    words = write_foreign_folder("my_model", GPT2Config(maxT=8, V=300, L=1, NH=1, C=4))
+    names = run_block(ROOT / "docs/python.md", PROMISES[3])
+    assert names["words"].sha256 == words.sha256 and names["words"].problem is None
+
+
 def test_a_run_is_resumed(folder):
-    run_block(ROOT / "docs/python.md", PROMISES[3])
+    run_block(ROOT / "docs/python.md", PROMISES[4])
     assert checkpoint.find("short").step == 4
 
 
 def test_an_exception_in_the_callback_ends_the_run_and_saves_the_step(folder, capsys):
-    run_block(ROOT / "docs/python.md", PROMISES[4])
+    run_block(ROOT / "docs/python.md", PROMISES[5])
     assert checkpoint.find("stopped").step == 3
     assert capsys.readouterr().out.endswith("saved in stopped/\n")
     assert records("stopped")[1]["gradient_of_wpe"] > 0
@@ -135,7 +142,7 @@ def test_an_exception_in_the_callback_ends_the_run_and_saves_the_step(folder, ca
 
 def test_an_optimizer_of_ones_own_updates_the_parameters(folder):
     before = GPT2.load("data/gpt2_124M.bin").params_flat
-    result = run_block(ROOT / "docs/python.md", PROMISES[5])["result"]
+    result = run_block(ROOT / "docs/python.md", PROMISES[6])["result"]
     moved = abs(result.state.model.params_flat - before)
     # Each step moves a parameter by the learning rate, up or down.
     assert 9e-4 < moved.max() < 1.1e-3

@@ -155,9 +155,7 @@ def _write(tokens, words, folder, name, val, earlier):
     paths = [folder / f"{name}_train_{number:04d}.bin" for number in range(len(shards))]
     paths = [*(paths if len(shards) > 1 else [folder / f"{name}_train.bin"]), folder / f"{name}_val.bin"]
     if words.sha256:
-        beside = folder / f"{name}_vocabulary"
-        files.make_folder(beside)
-        words.save(beside)
+        vocabulary.save_vocabulary(words, folder / f"{name}_vocabulary")
     with files.atomic_write_all(paths) as opened:
         for file, part in zip(opened, [*shards, val_range], strict=True):
             write_token_file(file, tokens.range(*part), words.sha256)

@@ -1,63 +1,72 @@
-"""Vocabularies: GPT-2's own, and those of Hugging Face's tokenizers library, trained here or found in a folder.
+"""Vocabularies: GPT-2's own, and those of Hugging Face's tokenizers library, trained here or found beside a model.
 
-A vocabulary other than GPT-2's is a folder with tokenizer.json, which transformers reads as it is, and
-tokenizer_config.json, which names the tokens that begin and end a text. Its SHA-256, that of tokenizer.json, goes
-into the header of token files.
+Files name a vocabulary by the SHA-256 of its tokens (see tokenizer_folder.token_digest): token files and model files in
+their headers, None standing for GPT-2's. The vocabulary itself is a folder beside them, with tokenizer.json, which
+transformers reads as it is, tokenizer_config.json, and all else that came with a model of Hugging Face's.
 """
 
-import hashlib
+import codecs
+import functools
 import json
+import os
 import pathlib
 import re
+import shutil
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gpt2.data import tokenizer as gpt2_tokenizer
-from gpt2.errors import UserError, safe_repr
-from gpt2.formats.files import atomic_write, open_to_read, read_json
-from gpt2.formats.llmc import tokens_vocabulary
+from gpt2.errors import UserError
+from gpt2.formats import pretrained
+from gpt2.formats.files import atomic_folder
+from gpt2.formats.llmc import UNKNOWN_VOCABULARY, tokens_vocabulary
+from gpt2.formats.tokenizer_folder import (
+    CARRIED,
+    END_OF_TEXT,
+    GPT2_SIZE,
+    SETTINGS,
+    TOKENIZER,
+    TokenizerFolder,
+    library_errors,
+    read_tokenizer_folder,
+    token_digest,
+    token_list,
+)
 
-TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-SETTINGS_LIMIT = 2**20  # bytes
-END_OF_TEXT = "<|endoftext|>"
 LARGEST = 2**16  # token files hold uint16
 BYTES = 256
+# What transformers replaces, in this order, in texts of tokenizers with clean_up_tokenization_spaces.
+CLEAN_UP = (
+    [(f" {mark}", mark) for mark in ".?!,"]
+    + [(" ' ", "'")]
+    + [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
+)
+LONGEST_CLEAN_UP = 4
 
 
 class Vocabulary:
     """A text's tokens and back, by a tokenizers.Tokenizer.
 
-    Attributes: `size`, the number of tokens; `begin`, `end`, the ids that begin and end a text, each may be None;
-    `sha256`, the digest of tokenizer.json, 64 hexadecimal digits.
+    Attributes: `size`, the number of tokens; `tokens`, a list of their names; `begin`, the id that begins a text, may
+    be None; `ends`, the ids that end one, a tuple; `prefix`, ids that precede every prompt; `sha256`, the digest of the
+    tokens, 64 hexadecimal digits, None for GPT-2's; `path` of its folder, or None; `files`, a dict of name -> bytes,
+    what that holds; `problem`, why texts cannot be encoded and decoded, None if they can.
     """
 
-    def __init__(self, data, settings=None, source=TOKENIZER):
-        """data: tokenizer.json as bytes. settings: tokenizer_config.json as a dict. source: for error messages."""
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(data.decode())
-        except Exception as error:  # the library raises nothing more specific
-            raise UserError(f"{source}: not a tokenizer that the tokenizers library can read: {error}") from error
-        self._data, self._settings = data, settings or {}
-        self.sha256 = hashlib.sha256(data).hexdigest()
-        self._tokenizer.encode_special_tokens = True  # a text that spells a control token does not contain it
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        self.begin, self.end = (self._control(f"{name}_token", source) for name in ("bos", "eos"))
-        self._characters = None
-        if isinstance(self._tokenizer.model, models.WordLevel):
-            self._characters = set(self._tokenizer.get_vocab(with_added_tokens=False))
+    problem = None
 
-    def _control(self, name, source):
-        token = self._settings.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        if token is None:
-            return None
-        number = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
-        if number is None:
-            raise UserError(f"{source}: its {name} {safe_repr(token)} is not one of its tokens")
-        return number
+    def __init__(self, folder):
+        """folder: a TokenizerFolder with a tokenizer."""
+        self._tokenizer, self.path, self.files = folder.tokenizer, folder.path, folder.files
+        self.begin, self.ends, self.prefix = folder.begin, folder.ends, folder.prefix
+        self._cleans_up = folder.cleans_up
+        self.tokens = token_list(self._tokenizer)
+        self.size, self.sha256 = len(self.tokens), token_digest(self.tokens)
+        model = self._tokenizer.model
+        names = self._tokenizer.get_vocab(with_added_tokens=False) if isinstance(model, models.WordLevel) else {}
+        is_strict = names and model.unk_token not in names and all(len(name) == 1 for name in names)
+        self._characters = set(names) if is_strict else None
 
     def encode(self, text, source="the text"):
         """Returns the tokens of a text, a list of int. Raises UserError, naming a character that the vocabulary lacks.
@@ -65,13 +74,15 @@ class Vocabulary:
         A control token's name in the text is ordinary text.
         """
         self._require_characters(text, source)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with library_errors(f"{source}: the vocabulary cannot encode it"):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_all(self, texts, source="the text"):
         """Returns the tokens of texts, a list of lists of int, as `encode` does, on all the machine's cores."""
         for text in texts:
             self._require_characters(text, source)
-        return [each.ids for each in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        with library_errors(f"{source}: the vocabulary cannot encode it"):
+            return [each.ids for each in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _require_characters(self, text, source):
         if self._characters is None or not (missing := set(text) - self._characters):
@@ -85,26 +96,67 @@ class Vocabulary:
 
     def decode(self, tokens):
         """Returns the text of tokens, a str; bytes that are not UTF-8 become U+FFFD, control tokens their names."""
-        return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+        return "".join(decoded(self, tokens)) if self.token_bytes else self._decode_all(list(tokens))
 
-    def save(self, folder):
-        """Writes tokenizer.json, byte for byte as it was read, and tokenizer_config.json. Raises UserError."""
-        with atomic_write(pathlib.Path(folder, SETTINGS)) as file:
-            file.write(json.dumps(self._settings, indent=1, ensure_ascii=False).encode() + b"\n")
-        with atomic_write(pathlib.Path(folder, TOKENIZER)) as file:
-            file.write(self._data)
+    def _decode_all(self, tokens):
+        text = self._tokenizer.decode(tokens, skip_special_tokens=False)
+        for spaced, close in CLEAN_UP if self._cleans_up else ():
+            text = text.replace(spaced, close)
+        return text
+
+    @functools.cached_property
+    def token_bytes(self):
+        """The bytes of each token, a list of bytes of length `size`, a control token's its name, b"" if there is none.
+
+        None for a vocabulary whose texts are more than their tokens' bytes in a row.
+        """
+        decoder = self._tokenizer.decoder
+        if isinstance(decoder, decoders.ByteLevel):
+            in_byte_level = _byte_level_map()
+        elif isinstance(decoder, decoders.Fuse):
+            in_byte_level = {}
+        else:
+            return None
+        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        out = []
+        for token in self.tokens:
+            if token is None:
+                out.append(b"")
+            elif token in added or not in_byte_level.keys() >= set(token):
+                out.append(token.encode())
+            else:
+                out.append(bytes(in_byte_level[character] for character in token))
+        return out
+
+    @property
+    def control_tokens(self):
+        """The ids of tokens that are no text, a set."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {id for id, token in added.items() if token.special} | set(self.ends)
+
+    def decoder(self):
+        """Returns an object with feed(id), which returns the text complete by then, and finish(), for the rest."""
+        if self.token_bytes:
+            return ByteDecoder(self.token_bytes)
+        return StreamDecoder(self._decode_all, LONGEST_CLEAN_UP if self._cleans_up else 0)
 
 
 class GPT2Vocabulary:
-    """GPT-2's own vocabulary, by tiktoken; attributes and methods as those of Vocabulary, `sha256` is None.
+    """GPT-2's own vocabulary, by tiktoken; attributes and methods as those of Vocabulary.
 
-    Raises UserError if its files are missing and cannot be downloaded.
+    Its files are read, or downloaded, when they are first needed; UserError is raised then if that fails.
     """
 
-    size, begin, end, sha256 = gpt2_tokenizer.EOT + 1, gpt2_tokenizer.EOT, gpt2_tokenizer.EOT, None
+    problem, sha256, size, prefix, path, files = None, None, GPT2_SIZE, (), None, {}
+    begin, ends, control_tokens = gpt2_tokenizer.EOT, (gpt2_tokenizer.EOT,), {gpt2_tokenizer.EOT}
 
     def __init__(self, data_dir=None):
-        self._encoding = gpt2_tokenizer.load_tokenizer(data_dir)
+        """data_dir: where its files are, see tokenizer.vocabulary_files."""
+        self._data_dir = data_dir
+
+    @functools.cached_property
+    def _encoding(self):
+        return gpt2_tokenizer.load_tokenizer(self._data_dir)
 
     def encode(self, text, source="the text"):
         return self._encoding.encode_ordinary(text)
@@ -113,26 +165,126 @@ class GPT2Vocabulary:
         return [self._encoding.encode_ordinary(text) for text in texts]
 
     def decode(self, tokens):
-        return self._encoding.decode(tokens)
+        return "".join(decoded(self, tokens))
+
+    @functools.cached_property
+    def token_bytes(self):
+        return [self._encoding.decode_single_token_bytes(id) for id in range(self.size)]
+
+    def decoder(self):
+        return ByteDecoder(self.token_bytes)
 
 
-def load_vocabulary(folder):
-    """Returns the Vocabulary in a folder. Raises UserError if there is none, or it is damaged."""
-    path, settings = pathlib.Path(folder, TOKENIZER), pathlib.Path(folder, SETTINGS)
-    with open_to_read(path) as file:
-        data = file.read()
-    loaded = read_json(settings, SETTINGS_LIMIT, "a tokenizer's settings") if settings.exists() else {}
-    return Vocabulary(data, loaded, path)
+class UnknownVocabulary:
+    """Stands for the vocabulary of a model that there are only ids of; attributes as those of Vocabulary."""
+
+    size, prefix = None, ()
+
+    def __init__(self, problem, sha256=UNKNOWN_VOCABULARY, folder=None):
+        """problem: one line. sha256: what the model's file says. folder: a model's own TokenizerFolder, or None."""
+        folder = folder or TokenizerFolder({})
+        self.problem, self.sha256 = problem, sha256
+        self.begin, self.ends, self.path, self.files = folder.begin, folder.ends, folder.path, folder.files
+
+
+class ByteDecoder:
+    """Decodes tokens that are bytes, holding back an incomplete character; what is not UTF-8 becomes U+FFFD."""
+
+    def __init__(self, token_bytes):
+        self._bytes = token_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, id):
+        return self._utf8.decode(self._bytes[id]) if id < len(self._bytes) else ""
+
+    def finish(self):
+        return self._utf8.decode(b"", final=True)
+
+
+class StreamDecoder:
+    """Decodes the tokens of any vocabulary, holding back what a further one may change.
+
+    What it has returned stays, where bytes that are not UTF-8 make the library replace the good ones before them.
+    """
+
+    def __init__(self, decode, held):
+        """decode: takes the list of all ids so far, returns their text. held: characters at its end that may change."""
+        self._decode, self._held = decode, held
+        self._ids, self._shown = [], 0
+
+    def feed(self, id):
+        self._ids.append(id)
+        text = self._decode(self._ids)
+        return self._show(text[: max(0, len(text.rstrip("\ufffd")) - self._held)])
+
+    def finish(self):
+        return self._show(self._decode(self._ids))
+
+    def _show(self, text):
+        piece = text[self._shown :]
+        self._shown += len(piece)
+        return piece
+
+
+def decoded(vocabulary, tokens):
+    """Yields the text of tokens, integers, in pieces."""
+    decoder = vocabulary.decoder()
+    yield from map(decoder.feed, tokens)
+    yield decoder.finish()
+
+
+def _byte_level_map():
+    """Returns the byte that each character of a byte-level token stands for, a dict, as in GPT-2's encoder.py."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(BYTES) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(BYTES + n): byte for n, byte in enumerate(others)}
+
+
+def save_vocabulary(vocabulary, path):
+    """Makes `path` the folder of a vocabulary's files, replacing that of another; without files there is none.
+
+    Raises UserError on an I/O error, and for a folder that is no vocabulary's.
+    """
+    if os.path.lexists(path):
+        if held_vocabulary(path) == vocabulary.files:
+            return
+        if not vocabulary.files:
+            shutil.rmtree(path)
+    if vocabulary.files:
+        with atomic_folder(path, replace=True) as folder:
+            for name, data in vocabulary.files.items():
+                (folder / name).write_bytes(data)
+
+
+def held_vocabulary(path):
+    """Returns the files in a vocabulary's folder, name -> bytes. Raises UserError if it holds anything else."""
+    path = pathlib.Path(path)
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
+    if foreign := sorted(name for name in names if name not in CARRIED):
+        raise UserError(f"{path}: {foreign[0]!r} is no part of a vocabulary, so it is not replaced; rename it")
+    return {name: (path / name).read_bytes() for name in names}
+
+
+def load_vocabulary(path):
+    """Returns the Vocabulary in a folder. Raises UserError if there is none that can be read."""
+    if not pathlib.Path(path).is_dir():
+        raise UserError(f"{path}: no such folder, expected one with {TOKENIZER}")
+    folder = read_tokenizer_folder(path)
+    if folder.problem:
+        raise UserError(folder.problem)
+    return Vocabulary(folder)
 
 
 def vocabulary_of(path):
-    """Returns the Vocabulary of a token file, from NAME_vocabulary beside NAME_train.bin; None for GPT-2's.
+    """Returns the vocabulary of a token file: GPT-2's, that in NAME_vocabulary beside NAME_train.bin, or unknown.
 
-    Raises UserError if that is not there, or is another than the file's header names.
+    Raises UserError if the file names one that is not there.
     """
     sha256, path = tokens_vocabulary(path), pathlib.Path(path)
     if sha256 is None:
-        return None
+        return GPT2Vocabulary()
+    if sha256 == UNKNOWN_VOCABULARY:
+        return UnknownVocabulary(f"{path}: its header does not say of what vocabulary its ids are")
     name = re.sub(r"_(train|val)(_\d+)?$", "", path.stem)
     folder = path.with_name(f"{name}_vocabulary")
     if not folder.is_dir():
@@ -141,6 +293,68 @@ def vocabulary_of(path):
     if found.sha256 != sha256:
         raise UserError(f"{path}: its tokens are of another vocabulary than {folder}; prepare the texts again")
     return found
+
+
+def model_vocabulary(name, data_dir=None):
+    """Returns the vocabulary of a model, by any name that pretrained.load_weights takes; an UnknownVocabulary says why.
+
+    data_dir: where GPT-2's is. Raises UserError if a model file and the vocabulary beside it do not belong together.
+    """
+    sha256, folder = pretrained.find_vocabulary(name)
+    if folder is None and sha256 is None:
+        return GPT2Vocabulary(data_dir)
+    if folder is None:
+        return UnknownVocabulary(f"{name}: its vocabulary is not GPT-2's, and not beside it", sha256)
+    if folder.problem:
+        return UnknownVocabulary(folder.problem, sha256, folder)
+    found = Vocabulary(folder)
+    if found.sha256 != sha256:
+        raise UserError(f"{name}: was made with another vocabulary than the one beside it, {folder.path}; restore that")
+    return found
+
+
+def agreed_vocabulary(words, V, paths):
+    """Returns the vocabulary of a model and of the token files it is used with: the model's, or if unknown, theirs.
+
+    words: the model's, from `model_vocabulary`. V: the tokens it can tell apart. paths: of token files. Says on stdout
+    when the files' counts as the model's. Raises UserError if the files are of another vocabulary.
+    """
+    for path in paths:
+        sha256 = tokens_vocabulary(path)
+        if sha256 == UNKNOWN_VOCABULARY or (words.problem is None and sha256 == words.sha256):
+            continue
+        stated = words.sha256 != UNKNOWN_VOCABULARY
+        try:
+            of_file = vocabulary_of(path)
+        except UserError:
+            if sha256 == words.sha256:  # the same, lost in both places
+                continue
+            raise
+        if words.problem is not None and (sha256 == words.sha256 or not stated) and of_file.size <= V:
+            print(f"{words.problem}: it is taken to be that of {path}", flush=True)
+            words = of_file
+        elif stated and not extends(words, of_file):
+            own = "gpt2" if words.sha256 is None else words.path or "its folder"
+            raise UserError(
+                f"{path}: tokens of another vocabulary than the model's, which {_described(words)}; prepare the text "
+                f"with that: python -m gpt2.prepare TEXT --name NAME --vocab {own}"
+            )
+    return words
+
+
+def _described(vocabulary):
+    if vocabulary.sha256 is None:
+        return "is GPT-2's"
+    return f"has {vocabulary.size:,} tokens" if vocabulary.size else f"has the SHA-256 {vocabulary.sha256[:12]}..."
+
+
+def extends(larger, smaller):
+    """Returns whether every token of a vocabulary is in another, at the same place."""
+    if larger.problem is not None:
+        return False
+    if isinstance(smaller, GPT2Vocabulary):
+        return larger.sha256 is None or token_digest(larger.tokens[: smaller.size]) is None
+    return not isinstance(larger, GPT2Vocabulary) and larger.tokens[: smaller.size] == smaller.tokens
 
 
 def characters(texts):
@@ -184,4 +398,7 @@ def _finished(tokenizer):
         "eos_token": END_OF_TEXT,
         "clean_up_tokenization_spaces": False,
     }
-    return Vocabulary(tokenizer.to_str(pretty=True).encode(), settings)
+    files = {TOKENIZER: tokenizer.to_str(pretty=True).encode(), SETTINGS: json.dumps(settings, indent=1).encode()}
+    tokenizer.encode_special_tokens = True  # a text that spells the control token does not contain it
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    return Vocabulary(TokenizerFolder(files, tokenizer=tokenizer, begin=end, ends=(end,)))

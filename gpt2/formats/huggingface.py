@@ -1,5 +1,6 @@
 """GPT-2 in Hugging Face's format: a folder with config.json, the weights and, optionally, tokenizer files."""
 
+import json
 import pathlib
 import re
 
@@ -9,17 +10,20 @@ from gpt2.config import GPT2Config
 from gpt2.errors import UserError, safe_repr
 from gpt2.formats.files import open_to_read, read_json, write_json
 from gpt2.formats.tensors import DTYPES, INDEX, WEIGHTS, read_headers, read_tensor, write_tensors
+from gpt2.formats.tokenizer_folder import (
+    CONFIG,
+    END_OF_TEXT,
+    GENERATION_CONFIG,
+    SETTINGS,
+    SPECIAL_TOKENS,
+    TokenizerFolder,
+)
 from gpt2.layout import parameter_layout
 from gpt2.memory import allocate
 
-CONFIG = "config.json"
 CONFIG_LIMIT = 2**20  # bytes
-GENERATION_CONFIG = "generation_config.json"
 # Where other folders keep their weights, in formats that are not supported.
 UNSUPPORTED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-MERGES, VOCABULARY = "merges.txt", "vocab.json"
-TOKENIZER_CONFIG, SPECIAL_TOKENS, TOKENIZER = "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"
-TOKENIZER_FILES = (MERGES, VOCABULARY, TOKENIZER_CONFIG, SPECIAL_TOKENS, TOKENIZER)
 
 # Our tensor name -> Hugging Face's; {} is the layer.
 FOREIGN_NAMES = {
@@ -76,20 +80,27 @@ def load_folder(path):
     return config, read_weights(weights, config)
 
 
-def save_folder(path, config, params, dtype="float32", end_of_text=None):
-    """Writes config.json, generation_config.json and the weights into the existing folder `path`.
+def save_folder(path, config, params, dtype="float32", vocabulary=None):
+    """Writes config.json, generation_config.json, the weights and a vocabulary's files into the existing folder `path`.
 
     The weights are model.safetensors, or shards (see tensors.py). params: float32 (parameter_layout(config).size,).
-    dtype: "float32" or "bfloat16". end_of_text: the id of the <|endoftext|> token, None if unknown. Raises OSError, and
-    UserError for a parameter too large for bfloat16.
+    dtype: "float32" or "bfloat16". vocabulary: a TokenizerFolder, or what has its `files`, `begin` and `ends`. What
+    else it says in its config.json stays. Raises OSError, and UserError for a parameter too large for bfloat16.
     """
     path = pathlib.Path(path)
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), end_of_text)
+    vocabulary = vocabulary or TokenizerFolder({})
+    ends = vocabulary.ends[0] if len(vocabulary.ends) == 1 else list(vocabulary.ends) or None
+    controls = {"bos_token_id": vocabulary.begin, "eos_token_id": ends}
+    known = json.loads(vocabulary.files[CONFIG]) if CONFIG in vocabulary.files else controls
     sizes = {key: getattr(config, name) for name, key in FOREIGN_SIZES.items()}
     sizes["n_ctx"] = config.maxT  # for llama.cpp's converter; transformers does without
-    model = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "torch_dtype": dtype, "n_inner": None}
-    write_json(path / CONFIG, model | sizes | ARCHITECTURE | ends)
-    write_json(path / GENERATION_CONFIG, ends)
+    model = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_inner": None}
+    stored_as = dict.fromkeys({"torch_dtype", "dtype"} & known.keys() or {"torch_dtype"}, dtype)
+    write_json(path / CONFIG, known | model | stored_as | sizes | ARCHITECTURE)
+    write_json(path / GENERATION_CONFIG, controls)
+    for name, data in vocabulary.files.items():
+        if name != CONFIG:
+            (path / name).write_bytes(data)
     views = parameter_layout(config).views(params)
     pieces = {PREFIX + name: piece for name, *piece in _pieces(config)}
 
@@ -106,10 +117,10 @@ def save_tokenizer_config(path, config):
 
     Raises OSError.
     """
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.maxT, "add_prefix_space": False}
     write_json(pathlib.Path(path, SPECIAL_TOKENS), special)
-    write_json(pathlib.Path(path, TOKENIZER_CONFIG), settings | special)
+    write_json(pathlib.Path(path, SETTINGS), settings | special)
 
 
 def read_config(path):

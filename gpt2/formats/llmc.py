@@ -13,13 +13,16 @@ import numpy as np
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError, from_os_error
 from gpt2.formats.files import HEADER_BYTES, atomic_write, check_size, open_to_read, read_header, write_header
+from gpt2.formats.tokenizer_folder import GPT2_SIZE
 from gpt2.layout import parameter_layout
 from gpt2.memory import allocate
 
 MODEL_MAGIC = 20240326
 VERSION_DTYPES = {1: "float32", 3: "float32", 5: "bfloat16"}
 UNPADDED, FLOAT32 = 1, 3
-UNTRAINED = 8  # the int of the header that is 1 for random weights; llm.c writes 0 there and reads none of them
+# Places in headers that llm.c leaves 0: 1 for random weights, and the vocabulary's digest.
+UNTRAINED, MODEL_DIGEST, TOKENS_DIGEST = 8, slice(9, 17), slice(3, 11)
+UNKNOWN_VOCABULARY = "f" * 64  # in place of a digest
 WRITTEN_VERSIONS = {"float32": FLOAT32, "bfloat16": 5}
 TOKENS_MAGIC, TOKENS_VERSION = 20240520, 1
 TOKENIZER_MAGIC, TOKENIZER_VERSION = 20240328, 2
@@ -62,21 +65,24 @@ def map_model(path):
     return config, np.frombuffer(memory, "<f4", offset=HEADER_BYTES)
 
 
-def save_model(path, config, params, dtype="float32", untrained=False):
+def save_model(path, config, params, dtype="float32", untrained=False, vocabulary=None):
     """Writes a model file atomically: version 3 for dtype "float32", version 5 for "bfloat16".
 
-    params: float32 (parameter_layout(config).size,). untrained: flag them as random. Raises UserError on an I/O error,
-    or if a parameter is too large for bfloat16.
+    params: float32 (parameter_layout(config).size,). untrained: flag them as random. vocabulary: the SHA-256 of its
+    tokens, 64 hexadecimal digits, UNKNOWN_VOCABULARY, or None for GPT-2's. Raises UserError on an I/O error, or if a
+    parameter is too large for bfloat16.
     """
     with atomic_write(path) as file:
-        write_model(file, config, params, dtype, untrained)
+        write_model(file, config, params, dtype, untrained, vocabulary)
 
 
-def write_model(file, config, params, dtype="float32", untrained=False):
+def write_model(file, config, params, dtype="float32", untrained=False, vocabulary=None):
     """Writes a model to an open file, as `save_model` does; float32 params are not copied."""
     assert params.shape == (parameter_layout(config).size,)
     sizes = config.maxT, config.V, config.L, config.NH, config.C, config.Vp
-    write_header(file, [MODEL_MAGIC, WRITTEN_VERSIONS[dtype], *sizes, int(untrained)])
+    says_nothing = vocabulary in (None, UNKNOWN_VOCABULARY) if config.V != GPT2_SIZE else vocabulary is None
+    digest = np.frombuffer(b"" if says_nothing else bytes.fromhex(vocabulary), "<i4")
+    write_header(file, [MODEL_MAGIC, WRITTEN_VERSIONS[dtype], *sizes, int(untrained), *digest])
     write_floats(file, params, dtype)
 
 
@@ -112,6 +118,20 @@ def is_untrained(path):
     """
     with open_to_read(path) as file:
         return read_header(file, path, "a model file")[UNTRAINED] == 1
+
+
+def model_vocabulary(path):
+    """Returns the SHA-256 of the vocabulary in a model file's header, 64 hexadecimal digits.
+
+    None stands for GPT-2's, which a header without one means if V is that, UNKNOWN_VOCABULARY for another. Raises
+    UserError if the file has no header.
+    """
+    with open_to_read(path) as file:
+        header = read_header(file, path, "a model file")
+    digest = header[MODEL_DIGEST].tobytes().hex()
+    if digest.strip("0"):
+        return digest
+    return None if header[3] == GPT2_SIZE else UNKNOWN_VOCABULARY
 
 
 def _read_params(file, path, config, version):
@@ -198,12 +218,14 @@ def write_token_file(file, tokens, vocabulary=None):
 def tokens_vocabulary(path):
     """Returns the SHA-256 of the vocabulary in a token file's header, 64 hexadecimal digits; None for GPT-2's.
 
-    A file without a header counts as GPT-2's. Raises UserError if the file is unreadable.
+    It is UNKNOWN_VOCABULARY for a file without a header. Raises UserError if the file is unreadable.
     """
     with open_to_read(path) as file:
         header = np.frombuffer(file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0"), "<i4")
-    digest = header[3:11].tobytes().hex()
-    return digest if header[0] == TOKENS_MAGIC and digest.strip("0") else None
+    if header[0] != TOKENS_MAGIC:
+        return UNKNOWN_VOCABULARY
+    digest = header[TOKENS_DIGEST].tobytes().hex()
+    return digest if digest.strip("0") else None
 
 
 class TokenFile:

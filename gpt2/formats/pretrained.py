@@ -1,5 +1,6 @@
 """Model weights by name: an llm.c model file, a run folder, a Hugging Face folder, or a model on the hub."""
 
+import contextlib
 import pathlib
 import re
 import sys
@@ -8,9 +9,18 @@ from gpt2.config import PRESETS
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import files
 from gpt2.formats.huggingface import CONFIG, CONFIG_LIMIT, load_folder, read_config, read_weights
-from gpt2.formats.llmc import is_untrained, load_model, map_model, read_sizes, save_model
-from gpt2.formats.run import MANIFEST, newest_model
+from gpt2.formats.llmc import (
+    UNKNOWN_VOCABULARY,
+    is_untrained,
+    load_model,
+    map_model,
+    model_vocabulary,
+    read_sizes,
+    save_model,
+)
+from gpt2.formats.run import MANIFEST, RUN_VOCABULARY, is_checkpoint, newest_model
 from gpt2.formats.tensors import INDEX, INDEX_LIMIT, WEIGHTS, shard_names
+from gpt2.formats.tokenizer_folder import CARRIED, read_tokenizer_folder, token_digest, token_list
 from gpt2.layout import parameter_layout
 from gpt2.memory import require
 
@@ -78,6 +88,32 @@ def has_random_weights(name):
     path, _ = _locate(name)
     path = None if path is None else _inside(path)
     return path is not None and path.is_file() and is_untrained(path)
+
+
+def find_vocabulary(name):
+    """Returns (sha256, TokenizerFolder or None) of a model's vocabulary, by its name as for `load_weights`.
+
+    sha256: what the model says of it, 64 hexadecimal digits, None for GPT-2's, or llmc.UNKNOWN_VOCABULARY. The folder
+    is a Hugging Face model's own; beside FILE.bin it is FILE_vocabulary, in a run folder `vocabulary`. Raises
+    UserError.
+    """
+    path, repository = _locate(name)
+    if path is None and repository in RELEASED.values():
+        return None, None
+    path = _fetched_tokenizer(repository) if path is None else _inside(path)
+    if path.is_dir():
+        folder = read_tokenizer_folder(path)
+        return UNKNOWN_VOCABULARY if folder.problem else token_digest(token_list(folder.tokenizer)), folder
+    beside = vocabulary_path(path)
+    if not beside.is_dir() and is_checkpoint(path):
+        beside = path.with_name(RUN_VOCABULARY)
+    return model_vocabulary(path), read_tokenizer_folder(beside) if beside.is_dir() else None
+
+
+def vocabulary_path(path):
+    """Returns the path of the folder for the vocabulary of a model file."""
+    path = pathlib.Path(path)
+    return path.with_name(f"{path.stem}_vocabulary")
 
 
 def load_path(path, writable=True):
@@ -164,6 +200,27 @@ def fetch(repository, filename, revision=None):
             f"{repository}: {local}cannot download {filename} from the Hugging Face hub: {_reason(error, filename)}"
         ) from error
     return pathlib.Path(path)
+
+
+def _fetched_tokenizer(repository):
+    """Returns the path of a model's folder in the hub's cache, with those of CARRIED that can be had."""
+    import huggingface_hub
+
+    config = fetch(repository, CONFIG)
+    revision = config.parent.name
+    for name in CARRIED:
+        cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+        if cached is not None:  # there, or known not to be
+            continue
+        try:
+            fetch(repository, name, revision)
+        except UnavailableError as error:
+            if not _is_absent(error.__cause__):
+                print(f"{error}; what is in the cache of its tokenizer counts", file=sys.stderr, flush=True)
+                break
+            with contextlib.suppress(Exception):  # notes in the cache that there is none
+                huggingface_hub.hf_hub_download(repository, name, revision=revision)
+    return config.parent
 
 
 def _reason(error, filename):

@@ -12,6 +12,7 @@ MANIFEST = "checkpoints.json"
 METRICS = "metrics.jsonl"
 LOSS_CURVE = "loss.png"
 BEST = "best"  # the folder of the best checkpoint
+RUN_VOCABULARY = "vocabulary"  # the folder of the model's vocabulary
 STEP_LIMIT = 10**15  # at most 15 digits
 _MANIFEST_LIMIT = 2**12  # bytes
 _PAIR = re.compile(r"(?:model|state)_([0-9]{8,15})\.bin")
@@ -24,6 +25,11 @@ _TEMPORARY = re.compile(
 def checkpoint_paths(folder, step):
     """Returns the paths of the model file and the training state of the checkpoint at `step`."""
     return pathlib.Path(folder, f"model_{step:08d}.bin"), pathlib.Path(folder, f"state_{step:08d}.bin")
+
+
+def is_checkpoint(path):
+    """Returns whether a path's name is one that `checkpoint_paths` gives."""
+    return _PAIR.fullmatch(pathlib.Path(path).name) is not None
 
 
 def steps(folder):

@@ -10,8 +10,8 @@ LOGITS_COPIES = 5  # arrays of the logits' size that a step allocates
 NO_BEAM = -1e9  # score of a beam not yet in use: at first all beams are copies of the first
 
 
-def beam_search(context, max_new_tokens, repetition_penalty=1.0, eot=None):
-    """Returns the best continuation found, a list of Token that ends with `eot` or has max_new_tokens tokens.
+def beam_search(context, max_new_tokens, repetition_penalty=1.0, ends=()):
+    """Returns the best continuation found, a list of Token with an id in `ends` last, or max_new_tokens tokens.
 
     context: a Context whose samples, one per beam, have the same tokens; it is advanced. A continuation's score is its
     log-probability divided by its length. The search ends when there are as many finished continuations as beams and no
@@ -29,10 +29,10 @@ def beam_search(context, max_new_tokens, repetition_penalty=1.0, eot=None):
             [penalise(*row, repetition_penalty) for row in zip(log_probabilities.copy(), context.tokens, strict=True)]
         )
         running = []
-        # Twice as many candidates as beams, so enough keep running if some end; only the top `beams` may end.
-        for rank, (score, beam, id) in enumerate(_best(scores + totals, 2 * beams)):
+        # So many candidates that enough keep running, whichever end; only the top `beams` may end.
+        for rank, (score, beam, id) in enumerate(_best(scores + totals, (1 + len(ends)) * beams)):
             text = [*texts[beam], Token(id, float(np.exp(log_probabilities[beam, id])))]
-            if id != eot and length < max_new_tokens:
+            if id not in ends and length < max_new_tokens:
                 running.append((score, beam, text))
             elif rank < beams:
                 finished.append((score / length, text))

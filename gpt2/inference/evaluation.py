@@ -7,7 +7,6 @@ from tqdm import tqdm
 
 from gpt2.data.dataloader import DataLoader
 from gpt2.data.hellaswag import COMPLETIONS, read_examples
-from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
 
 # The validation of llm.c's train_gpt2.c.
@@ -19,7 +18,7 @@ def evaluate_split(model, shards, B, T, stride=None, token_bytes=None):
 
     shards: a list of integer arrays (count,) or llmc.TokenFiles, one per file, count >= 2. T, stride: as for `windows`.
     B windows form a batch.
-    token_bytes: integers (V,), the length of each token's text, from `load_token_bytes`; None: no byte metrics.
+    token_bytes: integers (V,), the length of each token's text, from `token_lengths`; None: no byte metrics.
 
     Returns a dict:
       tokens          number of predictions
@@ -162,12 +161,15 @@ def completion_losses(model, example):
     return [row[n - 1 : n - 1 + tokens.size] for row, tokens in zip(losses, example.completions, strict=True)]
 
 
-def load_token_bytes(V):
-    """Returns the length in bytes of each of GPT-2's tokens, int64 (V,); <|endoftext|> is no text and has 0.
+def token_lengths(vocabulary, V):
+    """Returns the length in bytes of each token's text, int64 (V,); control tokens are no text and have 0.
 
-    Raises UserError if V is not the size of GPT-2's vocabulary, or the vocabulary is unavailable.
+    Raises UserError if the vocabulary is unknown, unavailable, or not made of bytes.
     """
-    if V != EOT + 1:
-        raise UserError("the model does not use GPT-2's vocabulary")
-    encoding = load_tokenizer()
-    return np.array([len(encoding.decode_single_token_bytes(token)) for token in range(EOT)] + [0])
+    if vocabulary.problem:
+        raise UserError(vocabulary.problem)
+    if vocabulary.token_bytes is None:
+        raise UserError("the vocabulary's texts are not the bytes of its tokens")
+    control = vocabulary.control_tokens
+    lengths = [0 if id in control else len(token) for id, token in enumerate(vocabulary.token_bytes[:V])]
+    return np.array(lengths + [0] * (V - len(lengths)))

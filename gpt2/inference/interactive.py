@@ -3,7 +3,8 @@
 import contextlib
 import sys
 
-from gpt2.data.tokenizer import EOT
+from gpt2.errors import UserError
+from gpt2.inference.prompt import encode_prompt
 from gpt2.inference.sampling import generate
 from gpt2.inference.textstream import TextStream
 
@@ -25,23 +26,25 @@ class Conversation:
     stop text, remains in the context.)
     """
 
-    def __init__(self, context, encoding, sampling, rng, max_new_tokens, stops=()):
+    def __init__(self, context, vocabulary, sampling, rng, max_new_tokens, stops=()):
         """context: a Context of one sample. The others: see sampling.generate and textstream.TextStream."""
-        self._context, self._encoding, self._stops = context, encoding, stops
+        self._context, self._vocabulary, self._stops = context, vocabulary, stops
         self._sampling, self._rng, self._max_new_tokens = sampling, rng, max_new_tokens
         self._line_open = False
 
     def add(self, text):
         """Appends the user's text. Raises UnicodeEncodeError if it has lone surrogates, which stand for bad UTF-8."""
         text.encode()
-        self._context.add([self._encoding.encode_ordinary("\n" + text if self._line_open else text)])
+        tokens = self._vocabulary.encode("\n" + text if self._line_open else text, "the line")
+        prefix = [] if self._context.tokens.size else self._vocabulary.prefix
+        self._context.add([[*prefix, *tokens]])
         self._shown(text)
 
     def reply(self):
         """Yields the model's continuation in pieces of text."""
         if not self._context.tokens.size:
-            self._context.add([[EOT]])
-        stream, shown = TextStream(self._encoding, self._stops), ""
+            self._context.add([encode_prompt(self._context.config, self._vocabulary, None)])
+        stream, shown = TextStream(self._vocabulary, self._stops), ""
         steps = generate(self._context, self._max_new_tokens, self._sampling, [self._rng])
         for count, (token,) in enumerate(steps, start=1):
             piece = stream.feed(token)
@@ -51,7 +54,7 @@ class Conversation:
             yield piece
             if stream.done:
                 self._context.forget(count)
-                self._context.add([self._encoding.encode_ordinary(shown)])
+                self._context.add([self._vocabulary.encode(shown)])
                 return
         rest = stream.finish()
         self._shown(rest)
@@ -79,6 +82,9 @@ class Conversation:
                 pass
             except UnicodeEncodeError:
                 print("ignored a line that is not UTF-8", file=sys.stderr)
+                continue
+            except UserError as error:  # a character that the vocabulary lacks
+                print(f"ignored: {error}", file=sys.stderr)
                 continue
             print()
             if self._context.slid and not warned:

@@ -63,14 +63,20 @@ def _stays_silent(stdin):
     return True
 
 
-def encode_prompt(config, encoding, text):
+def encode_prompt(config, vocabulary, text):
     """Returns the tokens of a prompt, at most the last maxT, a list of int; prints to stderr if any are dropped.
 
-    Without a prompt (None): the vocabulary's last token, which is GPT-2's end of text.
+    Without a prompt (None): the token that begins a text; of an unknown vocabulary, if the model does not say, the
+    last. Raises UserError if a known one has none.
     """
     if text is None:
-        return [config.V - 1]
-    tokens = encoding.encode_ordinary(text)
+        if vocabulary.begin is None and not vocabulary.problem:
+            raise UserError("the vocabulary has no token that begins a text; give a prompt")
+        tokens = [config.V - 1 if vocabulary.begin is None else vocabulary.begin]
+    else:
+        tokens = [*vocabulary.prefix, *vocabulary.encode(text, "the prompt")]
+    if beyond := [token for token in tokens if token >= config.V]:
+        raise UserError(f"the prompt: token {beyond[0]} of the vocabulary, but the model has {config.V} tokens")
     excess = len(tokens) - config.maxT
     if excess > 0:
         message = f"prompt of {len(tokens)} tokens exceeds the context of {config.maxT}: dropping the first {excess}"

@@ -4,10 +4,6 @@ A stream has feed(token), which takes a sampling.Token and returns the text that
 returns what it held back; and `done`, True once the sample has ended and no more tokens may be fed.
 """
 
-import codecs
-
-from gpt2.data.tokenizer import EOT
-
 
 def text_pieces(steps, streams):
     """Yields, for each step, a list with each stream's text, "" once it is done; at the end, what they held back.
@@ -27,24 +23,24 @@ class TextStream:
     Incomplete UTF-8 characters are held back, and so is a possible start of a stop text. Invalid UTF-8 becomes U+FFFD.
     """
 
-    def __init__(self, encoding, stops=()):
-        """encoding: GPT-2's tiktoken.Encoding. stops: non-empty texts; the output ends before the first of them."""
+    def __init__(self, vocabulary, stops=()):
+        """vocabulary: the model's, a known one. stops: non-empty texts; the output ends before the first of them."""
         self.done = False
-        self._encoding, self._stops = encoding, stops
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._ends, self._stops = vocabulary.ends, stops
+        self._decoder = vocabulary.decoder()
         self._held = ""
 
     def feed(self, token):
-        if token.id == EOT:
+        if token.id in self._ends:
             text = self.finish()
             self.done = True
             return text
-        return self._show(self._utf8.decode(self._encoding.decode_single_token_bytes(token.id)))
+        return self._show(self._decoder.feed(token.id))
 
     def finish(self):
         if self.done:
             return ""
-        text = self._show(self._utf8.decode(b"", final=True)) + self._held
+        text = self._show(self._decoder.finish()) + self._held
         self._held = ""
         return text
 
@@ -62,9 +58,13 @@ class TextStream:
 class IdStream:
     """Token ids, for a model without a known vocabulary."""
 
-    done = False
+    def __init__(self, ends=()):
+        """ends: the ids that end a text."""
+        self.done = False
+        self._ends = ends
 
     def feed(self, token):
+        self.done = token.id in self._ends
         return f"{token.id} "
 
     def finish(self):
@@ -74,9 +74,9 @@ class IdStream:
 class TokenLines:
     """One line per token: id, token, probability. The sample ends when `stream` does."""
 
-    def __init__(self, stream, encoding=None):
-        """stream: a TextStream or IdStream. encoding: GPT-2's tiktoken.Encoding; None leaves the token out."""
-        self._stream, self._encoding = stream, encoding
+    def __init__(self, stream, vocabulary):
+        """stream: a TextStream or IdStream. vocabulary: the model's; an unknown one leaves the token out."""
+        self._stream, self._vocabulary = stream, vocabulary
 
     @property
     def done(self):
@@ -90,9 +90,11 @@ class TokenLines:
         return ""
 
     def _repr(self, id):
-        if self._encoding is None:
+        if self._vocabulary.problem:
             return ""
-        data = self._encoding.decode_single_token_bytes(id)
+        if self._vocabulary.token_bytes is None:
+            return repr(self._vocabulary.decode([id]))
+        data = b"".join(self._vocabulary.token_bytes[id : id + 1])
         try:
             return repr(data.decode())
         except UnicodeDecodeError:

@@ -2,8 +2,9 @@
 
 import shutil
 
+from gpt2.data.vocabulary import save_vocabulary
 from gpt2.formats.files import atomic_write, make_folder, open_to_read
-from gpt2.formats.run import BEST, checkpoint_paths
+from gpt2.formats.run import BEST, RUN_VOCABULARY, checkpoint_paths
 from gpt2.training import checkpoint
 from gpt2.training.run_folder import require_lock
 
@@ -17,8 +18,9 @@ class BestCheckpoint:
     better one. Attributes: `folder`; `step` of the best one, None if there is none.
     """
 
-    def __init__(self, run_folder):
-        self._run_folder, self.folder = run_folder, run_folder / BEST
+    def __init__(self, run_folder, vocabulary):
+        """vocabulary: the model's, which is put beside it."""
+        self._run_folder, self.folder, self._vocabulary = run_folder, run_folder / BEST, vocabulary
         self.step = self._settled = None
 
     def resume(self, found, step):
@@ -28,7 +30,7 @@ class BestCheckpoint:
         """
         best = checkpoint.verify(found.folder / BEST, step)
         require_lock(self._run_folder)
-        make_folder(self.folder)
+        self._make_folder()
         if not self.folder.samefile(best.folder):
             for source, target in zip((best.model, best.state), checkpoint_paths(self.folder, step), strict=True):
                 with open_to_read(source) as old, atomic_write(target) as new:
@@ -39,10 +41,14 @@ class BestCheckpoint:
     def save(self, model, optimizer, progress):
         """Saves a better one, that of progress["step"]; arguments and errors as for checkpoint.write."""
         require_lock(self._run_folder)
-        make_folder(self.folder)
+        self._make_folder()
         checkpoint.write(self.folder, model, optimizer, progress, self._run_folder)
         self.step = progress["step"]
         checkpoint.remove_all_but(self.folder, {self.step, self._settled})
+
+    def _make_folder(self):
+        make_folder(self.folder)
+        save_vocabulary(self._vocabulary, self.folder / RUN_VOCABULARY)  # if it is not there
 
     def settle(self):
         """Removes what is not the best; to be called when the run's newest checkpoint, or its metrics, know of it."""

@@ -5,7 +5,6 @@ import resource
 import shutil
 
 from gpt2 import machine
-from gpt2.data.tokenizer import EOT
 from gpt2.errors import UserError, from_os_error
 from gpt2.formats.files import HEADER_BYTES
 from gpt2.inference.decoder import cache_layout
@@ -15,7 +14,7 @@ from gpt2.model import activations_size
 
 FLOAT = 4  # bytes of a float32
 # Bytes that a run takes besides its arrays and what the process holds before it, as measured.
-KERNELS, PICTURE, VOCABULARY = 65_000_000, 42_000_000, 36_000_000
+KERNELS, PICTURE = 65_000_000, 42_000_000
 
 
 def memory_needed(config, B, T, sample_length=0):
@@ -29,10 +28,9 @@ def memory_needed(config, B, T, sample_length=0):
     } | ({"samples": FLOAT * cache_layout(config, 1, sample_length).size} if sample_length else {})
 
 
-def program_bytes(config, sample_length=0):
-    """Bytes of what is no array of the run's: the interpreter and its libraries, compiled kernels, the loss plot."""
-    has_vocabulary = sample_length and config.V == EOT + 1
-    return machine.held_bytes() + KERNELS + PICTURE + (VOCABULARY if has_vocabulary else 0)
+def program_bytes():
+    """Bytes of what is no array of the run's: what the process holds already, compiled kernels, the loss plot."""
+    return machine.held_bytes() + KERNELS + PICTURE
 
 
 def checkpoint_bytes(config):
@@ -47,7 +45,7 @@ def require_memory(config, B, T, sample_length=0, data_bytes=0):
     the longest sequence that would fit.
     """
     available = machine.held_bytes() + machine.available_bytes()
-    others = program_bytes(config, sample_length) + data_bytes
+    others = program_bytes() + data_bytes
     parts = {"the program and its data": others} | memory_needed(config, B, T, sample_length)
     needed = sum(parts.values())
     sums = " + ".join(f"{readable(count)} for {part}" for part, count in parts.items())

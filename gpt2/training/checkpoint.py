@@ -82,7 +82,7 @@ def write(folder, model, optimizer, progress, locked):
     require_lock(locked)
     model_path, state_path = checkpoint_paths(folder, step)
     with atomic_write(model_path) as file, HashedFile(file) as hashed:
-        write_model(hashed, model.config, model.params_flat, untrained=model.is_untrained)
+        write_model(hashed, model.config, model.params_flat, untrained=model.is_untrained, vocabulary=model.vocabulary)
         model_record = _record(hashed)
         require_lock(locked)  # once more before each file gets its name: writing takes seconds
     facts = {"progress": progress, "optimizer_steps": optimizer.steps, "model": model_record}

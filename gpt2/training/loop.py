@@ -87,6 +87,7 @@ def _take_steps(run, on_step):
     result = TrainResult(state, {}, {})
     report.describe(options, state, run.val_loader)
     _prepare_kernels()
+    run.save_vocabulary()
     run.open_metrics()
     run.open_best()
     if state.step >= run.max_steps and run.found:

@@ -5,13 +5,15 @@ import math
 import os
 import pathlib
 import shlex
+import shutil
 import time
 
 import numpy as np
 
 from gpt2.data.dataloader import DataLoader
+from gpt2.data.vocabulary import save_vocabulary
 from gpt2.errors import UserError
-from gpt2.formats.run import METRICS
+from gpt2.formats.run import METRICS, RUN_VOCABULARY
 from gpt2.formats.training_state import require_savable
 from gpt2.kernels.adamw import sum_of_squares
 from gpt2.training import checkpoint, resume
@@ -27,15 +29,16 @@ from gpt2.training.state import TrainState, Validations
 class Run:
     """A run that is ready for its next step.
 
-    found: the checkpoint it was resumed from, or None. in_place: whether that lies in the run's own folder. saved: the
-    newest step with a checkpoint in the folder, or None. metrics: None until `open_metrics`. best: None until
-    `open_best`, and without --keep-best.
+    vocabulary: the model's, see data.vocabulary. found: the checkpoint it was resumed from, or None. in_place: whether
+    that lies in the run's own folder. saved: the newest step with a checkpoint in the folder, or None. metrics: None
+    until `open_metrics`. best: None until `open_best`, and without --keep-best.
     """
 
     options: object
     folder: pathlib.Path
     state: TrainState
     val_loader: DataLoader | None
+    vocabulary: object
     found: checkpoint.Checkpoint | None = None
     in_place: bool = False
     saved: int | None = None
@@ -70,10 +73,17 @@ class Run:
         else:
             self.metrics = Metrics.start(self.folder)
 
+    def save_vocabulary(self):
+        """Puts the model's vocabulary into the folder."""
+        require_lock(self.folder)
+        for left in self.folder.glob(f".{RUN_VOCABULARY}.*"):  # by a killed process
+            shutil.rmtree(left, ignore_errors=True)
+        save_vocabulary(self.vocabulary, self.folder / RUN_VOCABULARY)
+
     def open_best(self):
         """Makes ready for --keep-best and --patience; says so if the best of the run resumed does not count."""
         options, validations = self.options, self.state.validations
-        self.best = BestCheckpoint(self.folder) if options.keep_best else None
+        self.best = BestCheckpoint(self.folder, self.vocabulary) if options.keep_best else None
         if validations.best is None or not self.found:
             return
         reason = None

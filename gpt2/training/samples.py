@@ -2,27 +2,25 @@
 
 import numpy as np
 
-from gpt2.data import tokenizer
+from gpt2.data.tokenizer import decode_text
+from gpt2.data.vocabulary import UnknownVocabulary
 from gpt2.errors import UserError
 from gpt2.inference.context import Context
+from gpt2.inference.prompt import encode_prompt
 from gpt2.inference.sampling import Sampling, generate
 
 
 class Sampler:
     """Prints samples of a model. That of a step depends on its weights and the seed, not on earlier samples."""
 
-    def __init__(self, model, count, prompt, seed):
-        """count: tokens in a sample. prompt: text to continue; empty: a sample begins a new document."""
+    def __init__(self, model, vocabulary, count, prompt, seed):
+        """vocabulary: from `readable`. count: tokens in a sample. prompt: text to continue, or empty."""
         self.count, self.seed = count, seed
-        self.encoding = _encoding(model.config.V)
-        self.prompt = prompt = tokenizer.decode_text(prompt.encode(), "--prompt")
-        if not prompt:
-            # The last token of GPT-2's vocabulary is <|endoftext|>, which precedes every document.
-            self.prompt_tokens = [model.config.V - 1]
-        elif self.encoding:
-            self.prompt_tokens = self.encoding.encode_ordinary(prompt)
-        else:
-            raise UserError("--prompt needs GPT-2's vocabulary, which is not there or not the model's")
+        self.vocabulary = vocabulary
+        self.prompt = prompt = decode_text(prompt.encode(), "--prompt")
+        if prompt and vocabulary.problem:
+            raise UserError(f"--prompt needs the model's vocabulary, but {vocabulary.problem}")
+        self.prompt_tokens = encode_prompt(model.config, vocabulary, prompt or None)
         length = min(model.config.maxT, len(self.prompt_tokens) + count)
         self.context = Context(model.config, model.params_flat, length=length)
 
@@ -39,17 +37,18 @@ class Sampler:
             if stop.received:
                 return False
             tokens.append(token.id)
-        text = " ".join(map(str, tokens)) if self.encoding is None else self.encoding.decode(tokens)
+        text = " ".join(map(str, tokens)) if self.vocabulary.problem else self.vocabulary.decode(tokens)
         print(f"--- sample ---\n{self.prompt}{text}\n--------------", flush=True)
         return True
 
 
-def _encoding(V):
-    if tokenizer.EOT + 1 != V:
-        print("the model's vocabulary is not GPT-2's: samples are shown as token ids")
-        return None
-    try:
-        return tokenizer.load_tokenizer()
-    except UserError as error:
-        print(f"samples are shown as token ids: {error}")
-        return None
+def readable(vocabulary):
+    """Returns a model's vocabulary, or an unknown one if texts cannot be decoded with it; says so then."""
+    if not vocabulary.problem:
+        try:
+            vocabulary.encode("")  # GPT-2's is read now, or downloaded
+        except UserError as error:
+            vocabulary = UnknownVocabulary(str(error), vocabulary.sha256, vocabulary)
+    if vocabulary.problem:
+        print(f"samples are shown as token ids: {vocabulary.problem}")
+    return vocabulary

@@ -7,7 +7,7 @@ import re
 
 from gpt2.config import PRESETS
 from gpt2.data.dataloader import DataLoader, bytes_in_memory, expand
-from gpt2.data.vocabulary import vocabulary_of
+from gpt2.data.vocabulary import agreed_vocabulary, model_vocabulary, vocabulary_of
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
 from gpt2.formats.files import data_dir
@@ -18,15 +18,17 @@ from gpt2.training.best import BEST_AT_ONCE
 from gpt2.training.budget import checkpoint_bytes, require_disk, require_memory
 from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, MAX_STEPS, SEQ_LEN, SIZES, Resolved, flag
 from gpt2.training.run import Run
-from gpt2.training.samples import Sampler
+from gpt2.training.samples import Sampler, readable
 from gpt2.training.state import TrainState
 
 
 def start_run(options, folder, make_optimizer):
     """Returns the Run that TrainOptions ask for, in a locked folder. Raises UserError."""
     train_data = options.train_data or default_data("train")
-    config = _initial_config(options, train_data)
     val_data = options.val_data or (_default_val_data(options.train_data) if options.val_every else None)
+    config, vocabulary = _initial_config(options, train_data)
+    vocabulary = agreed_vocabulary(vocabulary, config.V, _token_files(options, train_data, val_data))
+    shown = readable(vocabulary) if options.sample_every else None
     seq_len = min(SEQ_LEN, config.maxT) if options.seq_len is None else options.seq_len
     _require_memory(options, config, seq_len, (train_data, val_data))
     loaders = _open_data(options, config, seq_len, train_data, val_data)
@@ -36,7 +38,7 @@ def start_run(options, folder, make_optimizer):
     choices = FROM_SCRATCH if model.is_untrained else FINE_TUNING
     given = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
     resolved = Resolved(train_data, val_data, **choices | given, seq_len=seq_len, max_steps=max_steps)
-    run = _make_run(options, folder, model, loaders, resolved, make_optimizer)
+    run = _make_run(options, folder, (model, vocabulary, shown), loaders, resolved, make_optimizer)
     run.require_savable()
     return run
 
@@ -49,13 +51,17 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
     in_place = folder.samefile(found.folder)
     val_data = resolved.val_data or (_default_val_data(resolved.train_data) if options.val_every else None)
     config = pretrained.load_config(found.model)
+    paths = _token_files(options, resolved.train_data, val_data)
+    vocabulary = agreed_vocabulary(model_vocabulary(found.model), config.V, paths)
+    shown = readable(vocabulary) if options.sample_every else None
     _require_memory(options, config, resolved.seq_len, (resolved.train_data, val_data))
     loaders = _open_data(options, config, resolved.seq_len, resolved.train_data, val_data)
     max_steps = _length(options, loaders[0], resolved.max_steps)
     _require_disk(options, config, folder, max_steps - found.step, in_place)
     resolved = dataclasses.replace(resolved, val_data=val_data, max_steps=max_steps)
     resume.say_if_length_changed(found, options, max_steps)
-    run = _make_run(options, folder, GPT2.load(found.model), loaders, resolved, make_optimizer)
+    models = GPT2.load(found.model), vocabulary, shown
+    run = _make_run(options, folder, models, loaders, resolved, make_optimizer)
     run.found, run.in_place, run.saved = found, in_place, found.step if in_place else None
     resume.check_data(found, *loaders, anyway)
     resume.restore_position(found, run.state.loader, anyway)
@@ -104,39 +110,38 @@ def _default_val_data(train_data):
     return tuple(counterparts)
 
 
-def _make_run(options, folder, model, loaders, resolved, make_optimizer):
+def _token_files(options, train_data, val_data):
+    """Returns the paths of the token files that a run reads. Raises UserError."""
+    return expand([*train_data, *(val_data if options.val_every else ())])
+
+
+def _make_run(options, folder, model_parts, loaders, resolved, make_optimizer):
+    """model_parts: the model, its vocabulary, and the one to show samples with."""
+    model, vocabulary, shown = model_parts
+    model.vocabulary = vocabulary.sha256
     train_loader, val_loader = loaders
     optimizer = make_optimizer(model, options.beta1, options.beta2, options.eps, options.weight_decay)
-    run = Run(options, folder, TrainState(model, optimizer, train_loader, resolved), val_loader)
-    if options.sample_every:
-        run.sampler = Sampler(model, options.sample_tokens, options.prompt, options.seed)
+    run = Run(options, folder, TrainState(model, optimizer, train_loader, resolved), val_loader, vocabulary)
+    if shown:
+        run.sampler = Sampler(model, shown, options.sample_tokens, options.prompt, options.seed)
     return run
 
 
-def vocabulary_size(train_data):
-    """The vocabulary size of a model of random weights that is trained on these token files.
-
-    Raises UserError if they are of different vocabularies, or theirs is not beside them.
-    """
-    vocabularies = {path: vocabulary_of(path) for path in expand(train_data)}
-    sizes = {found and found.sha256: path for path, found in vocabularies.items()}
-    if len(sizes) > 1:
-        raise UserError(f"{' and '.join(list(sizes.values())[:2])}: tokens of different vocabularies")
-    found = next(iter(vocabularies.values()))
-    return found.size if found else PRESETS["gpt2"].V
-
-
 def _initial_config(options, train_data):
-    """The sizes of the model that --init names. Raises UserError, for options that do not go with it, too."""
+    """Returns the sizes and the vocabulary of the model that --init names; from scratch, that of the training data.
+
+    Raises UserError, for options that do not go with it, too.
+    """
     given = {name: getattr(options, name) for name in ("size", *SIZES) if getattr(options, name) is not None}
     if options.init != "scratch":
         if given:
             raise UserError(f"{', '.join(map(flag, given))}: only with --init scratch: other models have their sizes")
-        return pretrained.load_config(options.init)
+        return pretrained.load_config(options.init), model_vocabulary(options.init)
     sizes = {SIZES[name]: value for name, value in given.items() if name in SIZES}
-    V = vocabulary_size(train_data)
+    vocabulary = vocabulary_of(expand(train_data)[0])
+    V = PRESETS["gpt2"].V if vocabulary.size is None else vocabulary.size
     try:
-        return dataclasses.replace(PRESETS[options.size or "gpt2"], V=V, **sizes)
+        return dataclasses.replace(PRESETS[options.size or "gpt2"], V=V, **sizes), vocabulary
     except UserError as error:
         raise UserError(f"--init scratch: {error}; choose other --channels or --heads") from error
 

@@ -18,8 +18,8 @@ TEXT = "".join(f"document {number} of some words\n" for number in range(200))
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pin_byte_vocabulary(monkeypatch)
-    write_vocabulary(tmp_path)
+    pin_byte_vocabulary(monkeypatch, whole=True)
+    write_vocabulary(tmp_path, whole=True)
     monkeypatch.setenv("GPT2_DATA_DIR", str(tmp_path))
     (tmp_path / "text.txt").write_text(TEXT)
     return tmp_path
@@ -108,7 +108,7 @@ def test_the_separator_of_the_usual_convention_is_mentioned_unless_it_separates(
         (["--val-fraction", "0"], "text.txt", "--val-fraction 0: choose"),
         (["--name", "../x"], "text.txt", "--name '../x': choose"),
         (["--vocab", "bpe:9999"], "text.txt", "bpe:9999: the text allows "),
-        (["--vocab", "nowhere"], "text.txt", "nowhere/tokenizer.json: No such file or directory"),
+        (["--vocab", "nowhere"], "text.txt", "nowhere: no such folder, expected one with tokenizer.json"),
         (["--vocab", "chars"], "-", "--vocab chars: reads the texts twice"),
         ([], "nowhere.txt", "nowhere.txt: no such file or folder"),
         ([], "broken.jsonl", "broken.jsonl: line 1: not JSON"),

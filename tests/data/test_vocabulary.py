@@ -8,9 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.data import vocabulary
-from gpt2.data.vocabulary import END_OF_TEXT, byte_pairs, characters, load_vocabulary, vocabulary_of
+from gpt2.data.vocabulary import (
+    END_OF_TEXT,
+    GPT2Vocabulary,
+    UnknownVocabulary,
+    byte_pairs,
+    characters,
+    extends,
+    load_vocabulary,
+    save_vocabulary,
+    vocabulary_of,
+)
 from gpt2.errors import UserError
-from gpt2.formats.llmc import write_token_file, write_tokens
+from gpt2.formats.llmc import UNKNOWN_VOCABULARY, write_token_file, write_tokens
+from tests.support.vocabulary import byte_level, grown_by
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 20
 ANY = "é\u4e16\U0001f600 \u0301\x00\t\r\n  <|endoftext|> \ufffd"
@@ -22,7 +33,7 @@ def pairs():
 
 
 def test_byte_pairs_give_any_text_back(pairs):
-    assert (pairs.size, pairs.begin, pairs.end) == (300, 299, 299)
+    assert (pairs.size, pairs.begin, pairs.ends) == (300, 299, (299,))
 
     @settings(max_examples=200, deadline=None)
     @given(st.text())
@@ -38,8 +49,8 @@ def test_byte_pairs_give_any_text_back(pairs):
 def test_a_text_that_spells_a_control_token_does_not_contain_it(pairs):
     for each in (pairs, characters([TEXT + END_OF_TEXT])):
         tokens = each.encode(f"to{END_OF_TEXT}be")
-        assert each.end not in tokens and each.decode(tokens) == f"to{END_OF_TEXT}be"
-        assert each.decode([each.end]) == END_OF_TEXT
+        assert each.begin not in tokens and each.decode(tokens) == f"to{END_OF_TEXT}be"
+        assert each.decode([each.begin]) == END_OF_TEXT
 
 
 def test_several_texts_are_encoded_as_one_by_one(pairs):
@@ -85,44 +96,62 @@ def test_too_many_characters_are_refused():
 
 
 def test_a_saved_vocabulary_is_the_same(pairs, tmp_path):
-    pairs.save(tmp_path)
-    loaded = load_vocabulary(tmp_path)
+    save_vocabulary(pairs, tmp_path / "saved")
+    loaded = load_vocabulary(tmp_path / "saved")
     assert loaded.sha256 == pairs.sha256 and loaded.encode(TEXT) == pairs.encode(TEXT)
-    assert (loaded.size, loaded.begin, loaded.end) == (pairs.size, pairs.begin, pairs.end)
+    assert (loaded.size, loaded.begin, loaded.ends) == (pairs.size, pairs.begin, pairs.ends)
 
 
 @pytest.mark.parametrize(
     ("file", "contents", "message"),
     [
-        ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer that the tokenizers library can read"),
-        ("tokenizer.json", "\udcff", "tokenizer.json: not a tokenizer"),
-        ("tokenizer.json", None, "tokenizer.json: No such file"),
-        ("tokenizer_config.json", "{", "tokenizer_config.json: not valid JSON"),
-        ("tokenizer_config.json", "[]", "tokenizer_config.json: expected a JSON object"),
-        (
-            "tokenizer_config.json",
-            '{"eos_token": "none"}',
-            "tokenizer.json: its eos_token 'none' is not one of its tokens",
-        ),
-        ("tokenizer_config.json", '{"eos_token": 3}', "tokenizer.json: its eos_token 3 is not"),
+        ("tokenizer.json", "{}", ": not a tokenizer that the tokenizers library can read"),
+        ("tokenizer.json", "\udcff", ": not a tokenizer that the tokenizers library can read"),
+        ("tokenizer.json", None, ": no tokenizer.json there, nor vocab.json with merges.txt"),
+        ("tokenizer_config.json", "{", "/tokenizer_config.json: not valid JSON"),
+        ("tokenizer_config.json", "[]", "/tokenizer_config.json: expected a JSON object"),
     ],
 )
 def test_a_damaged_vocabulary_is_named(pairs, tmp_path, file, contents, message):
-    pairs.save(tmp_path)
+    folder = tmp_path / "saved"
+    save_vocabulary(pairs, folder)
     if contents is None:
-        (tmp_path / file).unlink()
+        (folder / file).unlink()
     else:
-        (tmp_path / file).write_bytes(contents.encode("utf-8", "surrogateescape"))
-    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path / message))}") as error:
-        load_vocabulary(tmp_path)
+        (folder / file).write_bytes(contents.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=f"^{re.escape(f'{folder}{message}')}") as error:
+        load_vocabulary(folder)
     assert "\n" not in str(error.value)
 
 
 def test_control_tokens_may_be_given_as_objects(pairs, tmp_path):
-    pairs.save(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": {"content": END_OF_TEXT}}))
-    loaded = load_vocabulary(tmp_path)
-    assert (loaded.begin, loaded.end) == (299, None)
+    save_vocabulary(pairs, tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer_config.json").write_text(json.dumps({"bos_token": {"content": END_OF_TEXT}}))
+    loaded = load_vocabulary(tmp_path / "saved")
+    assert (loaded.begin, loaded.ends) == (299, (299,))
+
+
+def test_a_vocabulary_replaces_another_but_nothing_else(pairs, tmp_path):
+    path = tmp_path / "saved"
+    save_vocabulary(pairs, path)
+    before = path.stat().st_ino
+    save_vocabulary(pairs, path)
+    assert path.stat().st_ino == before  # not written again
+    other = byte_pairs([TEXT], 290)
+    save_vocabulary(other, path)
+    assert load_vocabulary(path).sha256 == other.sha256
+    (path / "thesis.txt").write_text("years of work")
+    for words in (pairs, GPT2Vocabulary()):
+        with pytest.raises(UserError, match=r"saved: 'thesis\.txt' is no part of a vocabulary, so it is not replaced"):
+            save_vocabulary(words, path)
+    assert (path / "thesis.txt").read_text() == "years of work" and load_vocabulary(path).sha256 == other.sha256
+    (path / "thesis.txt").unlink()
+    save_vocabulary(GPT2Vocabulary(), path)  # of which there are no files
+    assert not path.exists()
+    path.write_text("a file")
+    with pytest.raises(UserError, match=r"saved: 'saved' is no part of a vocabulary"):
+        save_vocabulary(pairs, path)
+    assert path.read_text() == "a file" and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_vocabulary_of_a_token_file_is_the_one_beside_it(pairs, tmp_path):
@@ -132,16 +161,29 @@ def test_the_vocabulary_of_a_token_file_is_the_one_beside_it(pairs, tmp_path):
             write_token_file(file, ids, pairs.sha256)
         with pytest.raises(UserError, match=re.escape(f"{name}: its tokens are not GPT-2's, and {tmp_path}")):
             vocabulary_of(tmp_path / name)
-    (tmp_path / "mine_vocabulary").mkdir()
-    pairs.save(tmp_path / "mine_vocabulary")
+    save_vocabulary(pairs, tmp_path / "mine_vocabulary")
     for name in ("mine_train.bin", "mine_val.bin", "mine_train_0012.bin"):
         assert vocabulary_of(tmp_path / name).sha256 == pairs.sha256
-    byte_pairs([TEXT], 290).save(tmp_path / "mine_vocabulary")
+    save_vocabulary(byte_pairs([TEXT], 290), tmp_path / "mine_vocabulary")
     with pytest.raises(UserError, match="its tokens are of another vocabulary than"):
         vocabulary_of(tmp_path / "mine_train.bin")
 
 
-def test_a_token_file_that_names_no_vocabulary_is_gpt2s(tmp_path):
+def test_a_token_file_that_names_no_vocabulary_is_gpt2s_and_one_without_a_header_unknown(tmp_path):
     write_tokens(tmp_path / "a.bin", [1, 2])
     (tmp_path / "ids.bin").write_bytes(bytes(range(200)))
-    assert vocabulary_of(tmp_path / "a.bin") is None and vocabulary_of(tmp_path / "ids.bin") is None
+    assert isinstance(vocabulary_of(tmp_path / "a.bin"), GPT2Vocabulary)
+    unknown = vocabulary_of(tmp_path / "ids.bin")
+    assert unknown.sha256 == UNKNOWN_VOCABULARY
+    assert unknown.problem == f"{tmp_path}/ids.bin: its header does not say of what vocabulary its ids are"
+
+
+def test_one_vocabulary_extends_another_if_it_has_its_tokens_in_their_places():
+    small, larger = byte_level(), byte_level(b"the")
+    assert extends(small, small) and extends(GPT2Vocabulary(), GPT2Vocabulary())
+    assert not extends(larger, small)  # <|endoftext|> is last in both
+    grown = grown_by(small, "<|user|>")
+    assert grown.size == small.size + 1 and extends(grown, small) and not extends(small, grown)
+    unknown = UnknownVocabulary("nowhere to be found")
+    assert not extends(unknown, small) and not extends(unknown, GPT2Vocabulary())
+    assert not extends(small, GPT2Vocabulary()) and not extends(GPT2Vocabulary(), small)

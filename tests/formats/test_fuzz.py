@@ -200,7 +200,7 @@ def read_vocabulary(folder):
 
 def optimizer():
     """A stub of an optimizer, to save in a checkpoint and to load one into."""
-    model = types.SimpleNamespace(config=CONFIG, params_flat=parameters(), is_untrained=False)
+    model = types.SimpleNamespace(config=CONFIG, params_flat=parameters(), is_untrained=False, vocabulary=None)
     moments = np.arange(2 * LAYOUT.size, dtype=np.float32).reshape(2, -1)
     return types.SimpleNamespace(model=model, m=moments[0], v=moments[1], steps=7)
 

@@ -14,6 +14,7 @@ from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
 from gpt2.formats import huggingface, llmc
 from gpt2.formats import tensors as formats_tensors
+from gpt2.formats.tokenizer_folder import TokenizerFolder
 from gpt2.layout import parameter_layout
 
 CONFIG = GPT2Config(maxT=5, V=7, L=2, NH=2, C=4)
@@ -376,7 +377,7 @@ def test_corrupt_safetensors(tmp_path, damage):
 
 def test_a_written_folder_has_hugging_faces_tensors(tmp_path):
     foreign, params = tensors()
-    huggingface.save_folder(tmp_path, CONFIG, params, end_of_text=6)
+    huggingface.save_folder(tmp_path, CONFIG, params, vocabulary=TokenizerFolder({}, begin=5, ends=(6,)))
     stored = load_file(tmp_path / "model.safetensors")
     assert stored.keys() == {f"transformer.{name}" for name in foreign}
     for name, array in foreign.items():
@@ -386,9 +387,9 @@ def test_a_written_folder_has_hugging_faces_tensors(tmp_path):
         assert file.metadata() == {"format": "pt"}
     fields = json.loads((tmp_path / "config.json").read_text())
     expected = {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new", "tie_word_embeddings": True}
-    expected |= FIELDS | {"n_ctx": 5, "torch_dtype": "float32", "bos_token_id": 6, "eos_token_id": 6}
+    expected |= FIELDS | {"n_ctx": 5, "torch_dtype": "float32", "bos_token_id": 5, "eos_token_id": 6}
     assert fields.items() >= expected.items()
-    assert json.loads((tmp_path / "generation_config.json").read_text()) == {"bos_token_id": 6, "eos_token_id": 6}
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == {"bos_token_id": 5, "eos_token_id": 6}
 
 
 def test_a_written_folder_is_read_back_bit_for_bit(tmp_path):

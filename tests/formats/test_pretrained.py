@@ -21,6 +21,7 @@ from gpt2.formats.llmc import load_model, save_model
 from gpt2.formats.pretrained import load_config, load_weights
 from gpt2.layout import parameter_layout
 from gpt2.training import checkpoint
+from tests.support.vocabulary import byte_level
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = GPT2Config(maxT=5, V=7, L=2, NH=2, C=4)
@@ -423,8 +424,10 @@ def serving_folder(folder, **fields):
 
         def refuse(self, status, code):
             self.content = b""
+            self.server.requests.append(f"{self.command} {self.path}")
             self.send_response(status)
             self.send_header("X-Error-Code", code)
+            self.send_header("X-Repo-Commit", pretrained.GPT2_REVISION)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -441,6 +444,49 @@ def test_a_model_on_the_hub_is_downloaded_once(tmp_path, folder):
         server.requests.clear()
         assert run(LOAD, "someone/theirs", tmp_path, endpoint).stdout == expected
         assert server.requests == []
+
+
+FIND = """
+try:
+    sha256, folder = pretrained.find_vocabulary(sys.argv[1])
+except UserError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+print(sha256, folder.ends, folder.problem, *sorted(folder.files))
+"""
+
+
+@pytest.mark.slow
+def test_the_tokenizer_of_a_model_on_the_hub_is_downloaded_once(tmp_path, folder):
+    words = byte_level(b"the")
+    for name, data in words.files.items():
+        (folder / name).write_bytes(data)
+    (folder / "README.md").write_text("not part of the model")
+    with serving_folder(folder) as (server, endpoint):
+        first = run(FIND, "someone/theirs", tmp_path, endpoint)
+        names = "config.json generation_config.json tokenizer.json tokenizer_config.json"
+        assert (first.returncode, first.stderr) == (0, "")
+        assert first.stdout == f"{words.sha256} () None {names}\n"
+        assert not any("safetensors" in request or "README" in request for request in server.requests)
+        server.requests.clear()
+        assert run(FIND, "someone/theirs", tmp_path, endpoint).stdout == first.stdout
+        assert server.requests == []
+    offline = run(FIND, "someone/theirs", tmp_path, "http://127.0.0.1:9")
+    assert (offline.returncode, offline.stdout, offline.stderr) == (0, first.stdout, "")
+
+
+@pytest.mark.slow
+def test_without_a_network_what_is_cached_of_a_tokenizer_counts_within_seconds(tmp_path, folder):
+    (folder / "vocab.json").write_text("{}")
+    with serving_folder(folder) as (_, endpoint):
+        assert run(LOAD, "someone/theirs", tmp_path, endpoint).returncode == 0  # config.json and the weights
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        result = run(FIND, "someone/theirs", tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert result.returncode == 0 and result.stdout.endswith(
+        "no tokenizer.json there, nor vocab.json with merges.txt config.json\n"
+    )
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("someone/theirs: no such file or folder, and cannot download tokenizer.json ")
+    assert result.stderr.endswith("; what is in the cache of its tokenizer counts\n")
 
 
 @pytest.mark.slow

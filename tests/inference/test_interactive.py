@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from gpt2 import GPT2, GPT2Config
-from gpt2.data.tokenizer import EOT
+from gpt2.data.vocabulary import characters
 from gpt2.inference.context import Context
 from gpt2.inference.interactive import HELP, SLID, Conversation
 from gpt2.inference.sampling import Sampling, Token
 from tests.support.numeric import randomise
-from tests.support.vocabulary import BYTES
+from tests.support.vocabulary import BYTES, byte_level
 
-CONFIG = GPT2Config(maxT=64, V=256, L=1, NH=2, C=8)
+CONFIG = GPT2Config(maxT=64, V=258, L=1, NH=2, C=8)
+(EOT,) = BYTES.ends
 
 
 class Script:
@@ -32,7 +33,7 @@ class Script:
             yield [Token(token, 0.5)]
 
 
-def converse(monkeypatch, lines, stops=()):
+def converse(monkeypatch, lines, stops=(), words=BYTES):
     """Runs a session with these lines as input, exceptions among them as keys; then Ctrl-D. Returns its Context."""
     lines = [*lines, EOFError]
 
@@ -44,7 +45,7 @@ def converse(monkeypatch, lines, stops=()):
 
     monkeypatch.setattr(builtins, "input", typed)
     context = Context(CONFIG, GPT2(CONFIG).params_flat)
-    Conversation(context, BYTES, Sampling(), np.random.default_rng(0), 8, stops).run()
+    Conversation(context, words, Sampling(), np.random.default_rng(0), 8, stops).run()
     assert not lines
     return context
 
@@ -88,6 +89,21 @@ def test_line_that_is_not_utf8_is_ignored(monkeypatch, capsys):
     script = Script(monkeypatch, b"b")
     converse(monkeypatch, ["\udcff", "a"])
     assert script.asked == ["a"] and "not UTF-8" in capsys.readouterr().err
+
+
+def test_line_with_a_character_that_the_vocabulary_lacks_is_ignored(monkeypatch, capsys):
+    script = Script(monkeypatch, [2], [2])
+    context = converse(monkeypatch, ["abx", "ab", "a"], words=characters(["\nab"]))
+    assert len(script.asked) == 2 and context.tokens.tolist() == [[1, 2, 2, 0, 1, 2]]
+    assert "ignored: the line: the vocabulary has no 'x' (U+0078, line 1, character 3" in capsys.readouterr().err
+
+
+def test_what_precedes_every_prompt_does_so_once(monkeypatch):
+    words = byte_level()
+    words.prefix = (7, 9)
+    script = Script(monkeypatch, b"b", b"d")
+    context = converse(monkeypatch, ["a", "c"], words=words)
+    assert not script.replies and context.tokens.tolist() == [[7, 9, *b"ab\ncd"]]
 
 
 def test_replies_are_those_of_the_uncached_model(monkeypatch, capsys):

@@ -4,10 +4,12 @@ import itertools
 
 import pytest
 
-from gpt2.data.tokenizer import EOT
+from gpt2.data.vocabulary import UnknownVocabulary
 from gpt2.inference.sampling import Token
 from gpt2.inference.textstream import IdStream, TextStream, TokenLines, text_pieces
 from tests.support.vocabulary import BYTES
+
+(EOT,) = BYTES.ends
 
 
 def pieces(data, stops=()):
@@ -73,6 +75,8 @@ def test_id_stream():
     stream = IdStream()
     assert [stream.feed(Token(7, 0.5)), stream.feed(Token(EOT, 0.5)), stream.finish()] == ["7 ", f"{EOT} ", ""]
     assert not stream.done
+    stream = IdStream(ends=(3, 5))
+    assert [(stream.feed(Token(id, 0.5)), stream.done) for id in (4, 5)] == [("4 ", False), ("5 ", True)]
 
 
 def test_token_lines():
@@ -85,7 +89,8 @@ def test_token_lines():
         ["46", "'.'", "0.500000"],
     ]
     assert stream.done and stream.finish() == ""
-    assert TokenLines(IdStream()).feed(Token(7, 0.5)).split() == ["7", "0.500000"]
+    unknown = UnknownVocabulary("nowhere to be found")
+    assert TokenLines(IdStream(), unknown).feed(Token(7, 0.5)).split() == ["7", "0.500000"]
 
 
 def test_nothing_is_printed_after_a_stop_text():

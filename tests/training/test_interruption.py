@@ -164,9 +164,8 @@ def test_a_terminal_that_goes_away_stops_the_run_saved(files, folder):
 # Every sample is of curly quotes.
 QUOTES = """
 import runpy, sys, types
-from gpt2.data import tokenizer
-tokenizer.EOT = 49
-tokenizer.load_tokenizer = lambda: types.SimpleNamespace(decode=lambda tokens: chr(0x2019))
+from gpt2.training import setup
+setup.readable = lambda words: types.SimpleNamespace(problem=None, begin=49, decode=lambda tokens: chr(0x2019))
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 SHORT = ["-x", "6", "--val-every", "2", "--sample-every", "1", "--checkpoint-every", "2"]

@@ -19,6 +19,7 @@ from gpt2.machine import available_threads, set_threads
 from gpt2.training import metrics, setup, state
 from gpt2.training.options import FROM_SCRATCH
 from tests.support.runs import model_bytes, records, train_losses
+from tests.support.vocabulary import shrink_gpt2
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=12)
@@ -120,7 +121,7 @@ def test_random_weights_and_their_recipe_stand_in_for_weights_that_cannot_be_had
         raise UnavailableError("no network")
 
     monkeypatch.setattr(pretrained, "fetch_gpt2", unavailable)
-    monkeypatch.setitem(setup.PRESETS, "gpt2", CONFIG)
+    shrink_gpt2(monkeypatch, CONFIG)
     train_gpt2.main("--train-data train.bin --val-data val.bin -b 2 -t 8 -x 2 --threads 1".split())
     printed = capsys.readouterr().out
     (paragraph,) = [line for line in printed.splitlines() if "random weights" in line]
@@ -165,7 +166,7 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
         (["--threads", "4096"], "4096 threads"),
         (["--out-dir", "file/out"], "file/out: Not a directory"),
         (["--out-dir", "file"], "file: File exists"),
-        (["--prompt", "hello"], "--prompt needs GPT-2's vocabulary"),
+        (["--prompt", "hello"], "--prompt needs the model's vocabulary, but tiny.bin: its vocabulary is not"),
     ):
         with pytest.raises(UserError) as refused:
             train(*arguments)

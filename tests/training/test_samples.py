@@ -5,8 +5,9 @@ import pytest
 
 from gpt2 import GPT2, GPT2Config
 from gpt2.data import tokenizer
+from gpt2.data.vocabulary import GPT2Vocabulary, UnknownVocabulary
 from gpt2.errors import UserError
-from gpt2.training.samples import Sampler
+from gpt2.training.samples import Sampler, readable
 from gpt2.training.signals import StopSignals
 from tests.support.numeric import randomise
 from tests.support.vocabulary import BYTES
@@ -14,11 +15,8 @@ from tests.support.vocabulary import BYTES
 CONFIG = GPT2Config(maxT=24, V=258, L=1, NH=2, C=64)
 
 
-@pytest.fixture(autouse=True)
-def byte_vocabulary(monkeypatch):
-    """A vocabulary of the 256 bytes, one more token, and <|endoftext|>."""
-    monkeypatch.setattr(tokenizer, "EOT", CONFIG.V - 1)
-    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda: BYTES)
+def sampler(model, count, prompt="", seed=1, words=BYTES):
+    return Sampler(model, words, count, prompt, seed)
 
 
 def spelling_model(text):
@@ -47,54 +45,62 @@ def shown(sampler, step, capsys):
 @pytest.mark.parametrize("text", ["to be, or not", "the sea \u2014 was"])
 def test_a_sample_is_what_the_model_writes(capsys, text):
     count = len(text.encode())
-    assert shown(Sampler(spelling_model(text), count, "", 1), 1, capsys) == f"--- sample ---\n{text}\n--------------\n"
-    assert f"\n{text[:5]}\n" in shown(Sampler(spelling_model(text), 5, "", 1), 1, capsys)
+    assert shown(sampler(spelling_model(text), count), 1, capsys) == f"--- sample ---\n{text}\n--------------\n"
+    assert f"\n{text[:5]}\n" in shown(sampler(spelling_model(text), 5), 1, capsys)
 
 
 def test_a_prompt_is_shown_and_continued(capsys):
     # The last byte of the prompt is at position 2.
-    assert "\nabc be, \n" in shown(Sampler(spelling_model("to be, or not"), 5, "abc", 1), 1, capsys)
+    assert "\nabc be, \n" in shown(sampler(spelling_model("to be, or not"), 5, "abc"), 1, capsys)
 
 
 @pytest.mark.parametrize("prompt", ["a\r\nc", "\ufeffa\nc"])
 def test_a_prompt_with_crlf_or_a_byte_order_mark_is_the_same_prompt(capsys, prompt):
-    assert "\na\nc be, \n" in shown(Sampler(spelling_model("to be, or not"), 5, prompt, 1), 1, capsys)
+    assert "\na\nc be, \n" in shown(sampler(spelling_model("to be, or not"), 5, prompt), 1, capsys)
 
 
 def test_a_sample_depends_on_the_seed_and_the_step_alone(capsys):
-    sampler = Sampler(random_model(), 12, "", seed=1)
-    first, second = shown(sampler, 1, capsys), shown(sampler, 2, capsys)
+    one = sampler(random_model(), 12)
+    first, second = shown(one, 1, capsys), shown(one, 2, capsys)
     assert first != second
-    assert shown(sampler, 1, capsys) == first  # whatever came before
-    assert shown(Sampler(random_model(), 12, "", seed=1), 2, capsys) == second
-    assert shown(Sampler(random_model(), 12, "", seed=2), 1, capsys) not in (first, second)
+    assert shown(one, 1, capsys) == first  # whatever came before
+    assert shown(sampler(random_model(), 12), 2, capsys) == second
+    assert shown(sampler(random_model(), 12, seed=2), 1, capsys) not in (first, second)
 
 
 def test_a_sample_is_of_the_weights_at_that_step(capsys):
     model = spelling_model("one")
-    sampler = Sampler(model, 3, "", 1)
-    shown(sampler, 1, capsys)
+    one = sampler(model, 3)
+    shown(one, 1, capsys)
     model.params_flat[:] = spelling_model("two").params_flat
-    assert "\ntwo\n" in shown(sampler, 2, capsys)
+    assert "\ntwo\n" in shown(one, 2, capsys)
 
 
 def test_a_sample_may_be_longer_than_the_model_has_positions(capsys):
-    text = shown(Sampler(spelling_model("x" * CONFIG.maxT), 60, "", 1), 1, capsys)
+    text = shown(sampler(spelling_model("x" * CONFIG.maxT), 60), 1, capsys)
     assert f"\n{'x' * 60}\n" in text
 
 
+def test_a_sample_starts_with_the_token_that_begins_a_text(capsys):
+    model = spelling_model("to be")
+    model.params["wpe"][0] = 0  # the first token is repeated
+    assert shown(sampler(model, 3), 1, capsys) == "--- sample ---\n<|endoftext|>o \n--------------\n"
+
+
 def test_without_the_vocabulary_samples_are_token_ids_and_prompts_are_refused(monkeypatch, capsys):
-    def missing():
+    def missing(data_dir):
         raise UserError("vocab.bpe: no such file")
 
-    expected = " ".join(map(str, b"to be"))
     monkeypatch.setattr(tokenizer, "load_tokenizer", missing)
-    sampler = Sampler(spelling_model("to be"), 5, "", 1)
-    assert capsys.readouterr().out == "samples are shown as token ids: vocab.bpe: no such file\n"
-    assert f"\n{expected}\n" in shown(sampler, 1, capsys)
-    monkeypatch.setattr(tokenizer, "EOT", 50256)
-    sampler = Sampler(spelling_model("to be"), 5, "", 1)
-    assert capsys.readouterr().out == "the model's vocabulary is not GPT-2's: samples are shown as token ids\n"
-    assert f"\n{expected}\n" in shown(sampler, 1, capsys)
-    with pytest.raises(UserError, match=r"^--prompt needs GPT-2's vocabulary"):
-        Sampler(spelling_model("to be"), 5, "a prompt", 1)
+    assert readable(GPT2Vocabulary()).problem == "vocab.bpe: no such file"
+    words = readable(UnknownVocabulary("nowhere to be found"))
+    printed = (
+        "samples are shown as token ids: vocab.bpe: no such file",
+        f"samples are shown as token ids: {words.problem}",
+    )
+    assert capsys.readouterr().out.splitlines() == list(printed)
+    expected = " ".join(map(str, b"to be"))
+    assert f"\n{expected}\n" in shown(sampler(spelling_model("to be"), 5, words=words), 1, capsys)
+    with pytest.raises(UserError, match=r"^--prompt needs the model's vocabulary, but nowhere to be found$"):
+        sampler(spelling_model("to be"), 5, "a prompt", words=words)
+    assert readable(BYTES) is BYTES and capsys.readouterr().out == ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from gpt2 import GPT2, GPT2Config, machine
 from gpt2.data.vocabulary import characters
 from gpt2.errors import UserError
 from gpt2.formats import training_state
-from gpt2.formats.llmc import save_model, write_token_file, write_tokens
+from gpt2.formats.llmc import save_model, write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.optimizer import AdamW
 from gpt2.training import checkpoint, setup
 from gpt2.training.loop import resume, train
 from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, TrainOptions
 from tests.support.runs import records
+from tests.support.vocabulary import shrink_gpt2, write_tokens_of
 
 CONFIG = GPT2Config(maxT=16, V=50, L=1, NH=2, C=12)
 OPTIONS = TrainOptions(init="tiny.bin", train_data="train.bin", val_data="val.bin", batch_size=2, seq_len=8)
@@ -27,7 +29,7 @@ def folder(tmp_path, monkeypatch):
     """A working folder with a tiny model, a training file of 100 tokens and a validation file of 50."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GPT2_DATA_DIR", "data")
-    monkeypatch.setitem(setup.PRESETS, "gpt2", CONFIG)
+    shrink_gpt2(monkeypatch, CONFIG)
     save_model("tiny.bin", CONFIG, GPT2(CONFIG, seed=1).params_flat)
     for folder in ("data", "out"):
         pathlib.Path(folder).mkdir()
@@ -195,16 +197,16 @@ def test_the_size_of_the_vocabulary_comes_with_the_training_data():
     text = "to be or not to be" * 10
     words = characters([text])
     for name in ("mine_train.bin", "other_train.bin"):
-        with open(name, "wb") as file:
-            write_token_file(file, words.encode(text), words.sha256)
-    pathlib.Path("mine_vocabulary").mkdir()
-    words.save("mine_vocabulary")
+        write_tokens_of(words, pathlib.Path(name), words.encode(text))
+    shutil.rmtree("other_vocabulary")
     assert start(init="scratch").state.model.config == CONFIG
     run = start(init="scratch", train_data="mine_*.bin", size="baby", layers=1, seq_len=8, val_every=0, val_data=None)
     assert run.state.model.config.V == words.size == 8
     with pytest.raises(UserError, match=r"^other_train\.bin: its tokens are not GPT-2's"):
         start(init="scratch", train_data="other_train.bin", val_every=0)
-    with pytest.raises(UserError, match=r"tokens of different vocabularies$"):
+    with pytest.raises(
+        UserError, match=r"^train\.bin: tokens of another vocabulary than the model's, which has 8 tokens"
+    ):
         start(init="scratch", train_data=["mine_train.bin", "train.bin"], val_every=0)
 
 
