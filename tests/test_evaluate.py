@@ -410,6 +410,7 @@ BAD = {
     "missing data": ("--data none.bin", "none.bin: no such token file"),
     "empty data": ("--data empty.bin", "empty.bin: empty"),
     "one token": ("--data one.bin", "one.bin: 1 tokens, .* takes at least 2"),
+    "a text": ("--data text.md", "text.md: a text, not a token file; .*python -m gpt2.prepare text.md --name text; .*"),
     "wrong data": ("--data tiny.bin", "tiny.bin: "),
     "token above V": ("--data foreign.bin", "foreign.bin: token 50 at position 2 is not in 0 .. 49"),
     "stride 0": ("--data a.bin --stride 0", "--stride 0: expected 1 or more"),
@@ -440,6 +441,7 @@ BAD = {
 def test_bad_input_is_one_line_before_any_output(folder, capsys, arguments, message):
     pathlib.Path("empty.bin").touch()
     write_tokens("one.bin", [1])
+    pathlib.Path("text.md").write_text("To be, or not to be.")
     write_tokens("foreign.bin", [1, 2, 50])
     before = set(pathlib.Path().iterdir())
     with pytest.raises(UserError, match=message) as caught:

@@ -101,7 +101,7 @@ def test_a_full_data_folder_leaves_no_half_of_a_token_file(tmp_path, monkeypatch
         monkeypatch.setenv("GPT2_DATA_DIR", str(data))
         write_vocabulary(data)
         filler = root.fill(data)
-        with pytest.raises(UserError, match=rf"^{data}/mine_(train|val).bin: the disk is full; "):
+        with pytest.raises(UserError, match=rf"^{data}(/mine_(train|val).bin)?: the disk is full; "):
             prepare(tmp_path / "mine.txt")
         assert sorted(os.listdir(data)) == ["encoder.json", "filler", "vocab.bpe"]
         filler.unlink()

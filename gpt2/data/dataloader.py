@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from gpt2.data import texts
 from gpt2.data.llmc_order import LlmcOrder
 from gpt2.errors import UserError, safe_repr
 from gpt2.formats.files import open_to_read
@@ -27,33 +28,29 @@ class DataLoader:
     batches shuffled: see llmc_order.
 
     patterns: a path or glob, or a list of them. V: vocabulary size, the limit of token ids. shuffle_seed: None for no
-    shuffling, an integer >= 0, or LLMC for llm.c's order. Raises UserError for a missing or malformed file, a token id
-    at or above V, and a file with fewer than B*T+1 tokens.
+    shuffling, an integer >= 0, or LLMC for llm.c's order. shrink: whether B, or else T, too, may become smaller if no
+    file has the B*T+1 tokens of a batch. Files with fewer are left out. Prints a line in both cases. Raises UserError
+    for a missing or malformed file, a text, a token id at or above V, and if all files are left out.
 
     The first files, up to 64 MiB in total, are read into memory, so later changes to them do no harm. The others are
     read as batches need them. They may be replaced by a rename, deleted or appended to; if one is truncated,
     `next_batch` raises UserError. Other tokens written into one in place are used unchecked.
 
-    Attributes: `shards`, each file's token ids, an array of integers (count,) or an llmc.TokenFile; `num_tokens`, their
-    total; `num_batches` per epoch; `fingerprint`, for `difference`: for each file a dict of its name as given ("file"),
-    its number of "tokens" and the "sha256" of its ids as stored.
+    Attributes: `B`, `T`; `shards`, the token ids of each file not left out, an array of integers (count,) or an
+    llmc.TokenFile; `num_tokens`, their total; `num_batches` per epoch; `fingerprint`, for `difference`: for each of
+    these files a dict of its name as given ("file"), its number of "tokens" and the "sha256" of its ids as stored.
     """
 
-    def __init__(self, patterns, B, T, V, shuffle_seed=None):
+    def __init__(self, patterns, B, T, V, shuffle_seed=None, shrink=False):
         if B < 1 or T < 1:
             raise UserError(f"batch of {B} x {T} tokens: expected at least 1 x 1")
-        self.B, self.T = B, T
-        self.shards, self.fingerprint = [], []
-        room = READ_BYTES
-        for path in expand(patterns):
-            tokens = open_tokens(path, room)
-            if not isinstance(tokens, TokenFile):
-                room -= tokens.nbytes
-            digest = _check_ids(tokens, path, V)
-            if tokens.size < B * T + 1:
-                raise UserError(f"{path}: {tokens.size:,} tokens, a batch of {B} x {T} takes at least {B * T + 1:,}")
-            self.shards.append(tokens)
-            self.fingerprint.append({"file": path, "tokens": tokens.size, "sha256": digest})
+        files = _read(patterns, V)
+        self.B, self.T = B, T = _fitting_batch([entry for _, entry in files], B, T, shrink)
+        used = [(tokens, entry) for tokens, entry in files if tokens.size > B * T]
+        self.shards, self.fingerprint = map(list, zip(*used, strict=True))
+        if short := [entry for tokens, entry in files if tokens.size <= B * T]:
+            total = sum(entry["tokens"] for entry in short)
+            print(f"left out, too short for a batch of {B} x {T}: {_names(short)}, {total:,} tokens in all", flush=True)
         rows = [(tokens.size - 1) // (B * T) * B for tokens in self.shards]
         self._first_rows = np.cumsum([0, *rows])  # of each shard, among all rows; then the total
         self.num_tokens = sum(tokens.size for tokens in self.shards)
@@ -112,9 +109,7 @@ class DataLoader:
 
     def file_names(self):
         """Names the files, in one line; of many, the first ones and how many more there are."""
-        names = [_printable(entry["file"]) for entry in self.fingerprint[:FILES_SHOWN]]
-        more = len(self.fingerprint) - len(names)
-        return ", ".join(names) + (f" and {more:,} more" if more else "")
+        return _names(self.fingerprint)
 
     def difference(self, saved):
         """Compares the files with `saved`, the `fingerprint` of an earlier run, which may be malformed.
@@ -176,6 +171,39 @@ class DataLoader:
         return self._order[1]
 
 
+def _read(patterns, V):
+    """Returns the files' (ids, entry of the fingerprint), a list. Raises UserError."""
+    paths, files, room = expand(patterns), [], READ_BYTES
+    texts.refuse_texts(paths)
+    for path in paths:
+        tokens = open_tokens(path, room)
+        if not isinstance(tokens, TokenFile):
+            room -= tokens.nbytes
+        files.append((tokens, {"file": path, "tokens": tokens.size, "sha256": _check_ids(tokens, path, V)}))
+    return files
+
+
+def _fitting_batch(entries, B, T, shrink):
+    """Returns (B, T) if a file has B*T+1 tokens; else smaller ones for the longest file, and prints a line.
+
+    entries: a fingerprint of all files. T stays as long as a B >= 1 allows it. Raises UserError if they may not shrink,
+    or if no file has two tokens.
+    """
+    longest = max(entries, key=lambda entry: entry["tokens"])
+    size, path = longest["tokens"], _printable(longest["file"])
+    if size > B * T:
+        return B, T
+    longest = f"{size:,} tokens" + (f", the most of {len(entries):,} files" if entries[1:] else "")
+    short = f"{path}: {longest}, a batch of {B} x {T} takes at least {B * T + 1:,}"
+    if size < 2:
+        raise UserError(f"{short}; choose a longer text")
+    B, T = ((size - 1) // T, T) if size > T else (1, size - 1)
+    if not shrink:
+        raise UserError(f"{short}; choose --batch-size {B} --seq-len {T}")
+    print(f"{short}; its batches are {B} x {T}", flush=True)
+    return B, T
+
+
 def bytes_in_memory(patterns):
     """Returns the bytes that a DataLoader of these files reads into memory, headers included.
 
@@ -187,6 +215,12 @@ def bytes_in_memory(patterns):
             size = os.fstat(file.fileno()).st_size
         room -= size if size <= room else 0
     return READ_BYTES - room
+
+
+def _names(entries):
+    names = [_printable(entry["file"]) for entry in entries[:FILES_SHOWN]]
+    more = len(entries) - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more else "")
 
 
 def _name(entry):
@@ -217,7 +251,7 @@ def expand(patterns):
         # A file name may contain glob characters.
         found = [pattern] if os.path.exists(pattern) else glob.glob(pattern)
         if not found:
-            raise UserError(f"{pattern}: no such token file; make one with prepro_tinyshakespeare.py")
+            raise UserError(f"{pattern}: no such token file; make one with python -m gpt2.prepare")
         for path in found:
             paths.setdefault(os.path.abspath(path), path)  # "./x" and "x" are one file
     return sorted(paths.values())

@@ -1,8 +1,8 @@
 """Token files from any amount of text: tokenised document by document into a temporary file, then split and written."""
 
-import array
 import collections
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import re
@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gpt2.data import texts, vocabulary
+from gpt2.data.tokenizer import cut_points
 from gpt2.errors import UserError, from_os_error, safe_repr
 from gpt2.formats import files
 from gpt2.formats.llmc import write_token_file
@@ -19,54 +20,72 @@ from gpt2.output import lossy_output
 
 SHARD = 100_000_000  # tokens of a training file
 BATCH = 2**18  # characters tokenised at a time
-MIN_TOKENS = 20
+MIN_TOKENS, MIN_SPLIT = 20, 2  # of the texts, of a split: a token and its target
 FIRST = 40  # tokens shown
+LONG_WORD = 2**13  # characters
 
 
 class Tokens:
-    """The tokens of documents, one after the other, in a temporary file, which is gone at the end of the `with`.
+    """The tokens of documents, one after the other, in files, so that they take no memory.
 
-    Attributes: `starts`, where each document begins, an array of int; `size`, the number of tokens; `bytes`, of the
-    texts in UTF-8; `separators`, how often the texts spell <|endoftext|>.
+    Attributes: `documents`, `size`, the numbers of documents and tokens; `bytes`, of the texts in UTF-8; `separators`,
+    how often the texts spell <|endoftext|>.
     """
 
-    def __init__(self, folder):
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        self.starts, self.size = array.array("q"), 0
-        self.bytes = self.separators = 0
+    def __init__(self, tokens, starts):
+        """tokens, starts: empty binary files."""
+        self._tokens, self._starts = tokens, starts
+        self.documents = self.size = self.bytes = self.separators = 0
 
-    def __enter__(self):
-        return self
+    @classmethod
+    @contextlib.contextmanager
+    def temporary(cls, folder):
+        """Yields Tokens in temporary files in a folder; an OSError in the `with` becomes a UserError that names it."""
+        try:
+            with tempfile.TemporaryFile(dir=folder) as tokens, tempfile.TemporaryFile(dir=folder) as starts:
+                yield cls(tokens, starts)
+        except OSError as error:
+            raise from_os_error(error, folder) from error
 
-    def __exit__(self, *error):
-        self._file.close()
-
-    def add(self, begins, tokens):
-        """Appends a document's tokens, uint16 (count,), or with begins False more of the last one's."""
-        if begins:
-            self.starts.append(self.size)
-        self._file.write(tokens)
+    def add(self, tokens, starts):
+        """Appends tokens, uint16 (count,); starts: where documents begin in them, int64 (documents,)."""
+        self._starts.write(self.size + starts)
+        self._tokens.write(tokens)
+        self.documents += starts.size
         self.size += tokens.size
 
     def range(self, start, stop):
         """Returns the tokens from `start` to `stop`, uint16 (count,), mapped."""
-        self._file.flush()
-        return np.memmap(self._file, np.uint16, "r", 2 * start, (stop - start,))
+        self._tokens.flush()
+        return np.memmap(self._tokens, np.uint16, "r", 2 * start, (stop - start,))
+
+    def starts(self):
+        """Returns where each document begins, int64 (documents,), mapped."""
+        self._starts.flush()
+        return np.memmap(self._starts, np.int64, "r", shape=(self.documents,))
 
 
-def tokenise(paths, form, words, tokens):
-    """Adds the documents in the files to Tokens, each after the Vocabulary's `begin`. Raises UserError, OSError."""
+def tokenise(documents, words, tokens):
+    """Adds documents, an iterable of (path, begins, text), to Tokens, each after the Vocabulary's `begin`.
+
+    Raises UserError, OSError.
+    """
     begin = [] if words.begin is None else [words.begin]
     cores = os.cpu_count()
 
     def encode(batch):
         encoded = words.encode_all([text for _, _, text in batch], batch[0][0])
-        pairs = zip(batch, encoded, strict=True)
-        return [np.array(begin * begins + ids, np.uint16) for (_, begins, _), ids in pairs]
+        ids, starts = [], []
+        for (_, begins, _), more in zip(batch, encoded, strict=True):
+            if begins:
+                starts.append(len(ids))
+                ids += begin
+            ids += more
+        return np.array(ids, np.uint16), np.array(starts, np.int64)
 
     with concurrent.futures.ThreadPoolExecutor(cores) as pool:
         waiting = collections.deque()
-        for batch in _batches(_documents(paths, form, "tokenising")):
+        for batch in _batches(documents):
             waiting.append((batch, pool.submit(encode, batch)))
             if len(waiting) > 2 * cores:
                 _take(tokens, *waiting.popleft())
@@ -97,10 +116,10 @@ def _batches(pieces):
 
 
 def _take(tokens, batch, encoded):
-    for (_, begins, text), ids in zip(batch, encoded.result(), strict=True):
+    tokens.add(*encoded.result())
+    for _, _, text in batch:
         tokens.bytes += len(text.encode())
         tokens.separators += text.count(vocabulary.END_OF_TEXT)
-        tokens.add(begins, ids)
 
 
 @lossy_output(then_raise=True)
@@ -123,12 +142,9 @@ def prepare_texts(inputs, name, vocab, form, data_dir, val_fraction=0.1, val_at=
         raise UserError(f"{earlier[0]}: is there already; choose another --name, or --force to replace it")
     paths = texts.expand(inputs)
     words = _vocabulary(vocab, paths, form)
-    try:
-        with Tokens(folder) as tokens:
-            tokenise(paths, form, words, tokens)
-            return _write(tokens, words, folder, name, (val_fraction, val_at), earlier)
-    except OSError as error:
-        raise from_os_error(error, folder) from error
+    with Tokens.temporary(folder) as tokens:
+        tokenise(_documents(paths, form, "tokenising"), words, tokens)
+        return _write(tokens, words, folder, name, (val_fraction, val_at), earlier)
 
 
 def _vocabulary(vocab, paths, form):
@@ -141,12 +157,36 @@ def _vocabulary(vocab, paths, form):
     if texts.STDIN in paths:
         raise UserError(f"--vocab {vocab}: reads the texts twice, which standard input cannot be; give a file")
     found = (text for _, _, text in _documents(paths, form, "making the vocabulary"))
-    return vocabulary.byte_pairs(found, int(size[1])) if size else vocabulary.characters(found)
+    if not size:
+        return vocabulary.characters("".join(set(text)) for text in found)
+    return vocabulary.byte_pairs(_with_short_words(found), int(size[1]))
+
+
+def _with_short_words(found):
+    """Yields the texts in parts, with words longer than LONG_WORD divided: training takes time by their square."""
+    for text in found:
+        start = 0
+        for end in cut_points(text, LONG_WORD):
+            size = LONG_WORD if end - start > 2 * LONG_WORD else end - start
+            yield from (text[at : min(at + size, end)] for at in range(start, end, size))
+            start = end
+
+
+def require_enough(tokens, name):
+    """Raises UserError if the Tokens are too few for two splits."""
+    if tokens.size < MIN_TOKENS:
+        raise UserError(f"{name}: {tokens.size} tokens, expected at least {MIN_TOKENS}; choose a longer text")
+
+
+def write_ranges(tokens, ranges, paths, sha256=None):
+    """Writes ranges of the Tokens, (start, stop), as token files that belong together; sha256: of their vocabulary."""
+    with files.atomic_write_all(paths) as opened:
+        for file, part in zip(opened, ranges, strict=True):
+            write_token_file(file, tokens.range(*part), sha256)
 
 
 def _write(tokens, words, folder, name, val, earlier):
-    if tokens.size < MIN_TOKENS:
-        raise UserError(f"{name}: {tokens.size} tokens, expected at least {MIN_TOKENS}; choose a longer text")
+    require_enough(tokens, name)
     boundary = _boundary(tokens, *val)
     ranges = [(0, boundary), (boundary, tokens.size)]
     (train_start, train_stop), val_range = ranges if val[1] == "end" else reversed(ranges)
@@ -156,9 +196,7 @@ def _write(tokens, words, folder, name, val, earlier):
     paths = [*(paths if len(shards) > 1 else [folder / f"{name}_train.bin"]), folder / f"{name}_val.bin"]
     if words.sha256:
         vocabulary.save_vocabulary(words, folder / f"{name}_vocabulary")
-    with files.atomic_write_all(paths) as opened:
-        for file, part in zip(opened, [*shards, val_range], strict=True):
-            write_token_file(file, tokens.range(*part), words.sha256)
+    write_ranges(tokens, [*shards, val_range], paths, words.sha256)
     for path in earlier:
         if path.suffix == ".bin" and path not in paths:
             path.unlink()
@@ -169,20 +207,22 @@ def _write(tokens, words, folder, name, val, earlier):
 def _boundary(tokens, fraction, at):
     """Returns where validation begins, at the end of the tokens, or ends, at their start: between two documents."""
     point = round(tokens.size * (1 - fraction if at == "end" else fraction))
-    inner = np.array(tokens.starts[1:], np.int64)
-    if not inner.size:
+    if tokens.documents == 1:
         print("one document: its end is the validation part" if at == "end" else "one document: validation begins it")
-        return min(max(point, 1), tokens.size - 1)
-    return int(inner[np.abs(inner - point).argmin()])
+        return min(max(point, MIN_SPLIT), tokens.size - MIN_SPLIT)
+    inner = tokens.starts()[1:]
+    after = min(int(np.searchsorted(inner, point)), inner.size - 1)
+    return int(min(inner[max(after - 1, 0)], inner[after], key=lambda start: abs(start - point)))
 
 
 def _report(tokens, words, paths, sizes):
-    count, per_token = len(tokens.starts), tokens.bytes / tokens.size
-    print(f"{count:,} documents, {tokens.size:,} tokens of {words.size:,}, {per_token:.2f} bytes a token")
+    count, per_token = tokens.documents, tokens.bytes / tokens.size
+    plural = "" if count == 1 else "s"
+    print(f"{count:,} document{plural}, {tokens.size:,} tokens of {words.size:,}, {per_token:.2f} bytes a token")
     *train, val = paths
     shown = train[0] if len(train) == 1 else f"{train[0]} and {len(train) - 1:,} more"
     print(f"{shown}: {sizes[0]:,} tokens\n{val}: {sizes[1]:,} tokens")
-    start, stop = tokens.starts[0], tokens.starts[1] if count > 1 else tokens.size
+    start, stop = [*tokens.starts()[:2].tolist(), tokens.size][:2]
     first = words.decode(tokens.range(start, min(stop, start + FIRST)).tolist())
     print(f"the first document begins: {first!r}")
     if tokens.separators:

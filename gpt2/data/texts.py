@@ -4,28 +4,33 @@ Everything is read in pieces, so that memory does not depend on the size of a te
 """
 
 import codecs
+import collections
 import contextlib
 import csv
 import dataclasses
 import glob
 import gzip
 import io
-import itertools
 import json
 import os
 import pathlib
+import re
+import shlex
 import sys
 import zlib
 
-from gpt2.data.tokenizer import cut_points
+from gpt2.data.tokenizer import cut_points, decode_chunks
 from gpt2.errors import UserError, safe_repr
-from gpt2.formats.files import open_to_read
+from gpt2.formats.files import HEADER_BYTES, data_dir, open_to_read
+from gpt2.formats.llmc import TOKENS_MAGIC
 
 PLAIN, RECORDS = (".txt", ".md"), (".jsonl", ".json", ".csv")
 COMPRESSED = (".gz", ".zst")
 STDIN = "-"
 CHUNK = 2**20  # bytes read at a time
 PIECE = 2**18  # characters, or a little more, of which a long document's pieces consist
+SHOWN = 4  # files in a message
+LONGEST_WORD = 2**20  # characters; tokenising takes up to 400 times its bytes of memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,9 @@ def expand(inputs):
         if each == STDIN or os.path.isfile(each):
             found.append(each)
         elif os.path.isdir(each):
-            paths = sorted(str(path) for path in pathlib.Path(each).rglob("*") if _is_text(path) and path.is_file())
+            paths = sorted(
+                str(path) for path in pathlib.Path(each).rglob("*") if _has_text_name(path) and path.is_file()
+            )
             if not paths:
                 raise UserError(f"{each}: no texts in this folder; expected files named *{', *'.join(PLAIN + RECORDS)}")
             found += paths
@@ -56,14 +63,45 @@ def expand(inputs):
             found += paths
         else:
             raise UserError(f"{each}: no such file or folder")
-    if twice := [path for path in set(found) if found.count(path) > 1]:
-        raise UserError(f"{min(twice)}: given twice")
+    counts = collections.Counter(map(os.path.abspath, found))
+    if twice := [path for path in found if counts[os.path.abspath(path)] > 1]:
+        raise UserError(f"{twice[-1]}: given twice")
     return found
 
 
-def _is_text(path):
+def _has_text_name(path):
     path = path.with_suffix("") if path.suffix in COMPRESSED else path
     return path.suffix in PLAIN + RECORDS and not path.name.startswith(".")
+
+
+def refuse_texts(paths):
+    """Raises UserError, with the command to give, if there are texts among files in which tokens are expected."""
+    if not (found := [path for path in paths if _is_text(path)]):
+        return
+    name = re.sub(r"[^\w.-]+", "_", pathlib.Path(found[0]).name.partition(".")[0]) or "mine"
+    command = f"python -m gpt2.prepare {shlex.join(found[:SHOWN])}{' ...' if found[SHOWN:] else ''} --name {name}"
+    train, val = (shlex.quote(str(data_dir() / f"{name}_{split}.bin")) for split in ("train", "val"))
+    raise UserError(
+        f"{found[0]}: a text, not a token file; make token files of it with: {command}; "
+        f"then train with --train-data {train}, or evaluate with --data {val}"
+    )
+
+
+def _is_text(path):
+    """Whether a file has no token file's magic number, but a text's suffix, or the bytes of a UTF-8 text."""
+    if os.path.isdir(path):
+        return False
+    with open_to_read(path) as file:
+        start = file.read(HEADER_BYTES)
+    if not start or start.startswith(TOKENS_MAGIC.to_bytes(4, "little")):
+        return False
+    if _has_text_name(pathlib.Path(path)):
+        return True
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # its last character may be cut off
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start  # as ids in int32 have
 
 
 def documents(path, form, progress=lambda count: None):
@@ -74,15 +112,25 @@ def documents(path, form, progress=lambda count: None):
     """
     suffix = pathlib.Path(path.removesuffix(".gz").removesuffix(".zst")).suffix
     with _opened(path, progress) as file:
-        chunks = _decoded(file, path)
+        chunks = decode_chunks(_chunks(file), "standard input" if path == STDIN else path)
         if suffix not in RECORDS:
-            yield from _plain(chunks, form.documents or "file")
+            yield from plain(chunks, form.documents or "file", path)
             return
         if form.documents is not None:
             raise UserError(f"{path}: --documents is for plain text; a record of {suffix} is a document")
         read = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}[suffix]
         for text in read(chunks, path, form):
-            yield from _pieces(text, True)
+            yield from _pieces(text, True, path)
+
+
+def plain_chunks(path):
+    """Yields the text in a file, whatever its suffix, or a pipe, as decode_chunks does. Raises UserError."""
+    with open_to_read(path, pipe=True) as file:
+        yield from decode_chunks(_chunks(file), path)
+
+
+def _chunks(file):
+    return iter(lambda: file.read(CHUNK), b"")
 
 
 @contextlib.contextmanager
@@ -127,48 +175,38 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
-def _decoded(file, path):
-    """Yields a stream's text in pieces. Raises UserError, with the byte, where it is not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    before, first = 0, True
-    for data in itertools.chain(iter(lambda: file.read(CHUNK), b""), [None]):
-        pending = len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(data or b"", final=data is None)
-        except UnicodeDecodeError as error:
-            name = "standard input" if path == STDIN else path
-            place = before - pending + error.start
-            raise UserError(f"{name}: not UTF-8 at byte {place:,}; convert it to UTF-8") from error
-        before += len(data or b"")
-        if first and text:
-            text, first = text.removeprefix("\ufeff"), False
-        yield newlines.decode(text, final=data is None)
+def plain(chunks, kind, path, keep_blank=False):
+    """Yields (begins, text) as `documents` does, for plain text in chunks, str.
 
-
-def _plain(chunks, kind):
-    """Yields a plain text's documents: the whole, or what is between separators, without those that are blank."""
+    kind: Form.documents. keep_blank: blank documents count, too. Raises UserError, naming the path, for a word that is
+    too long.
+    """
     separator = {"file": None, "line": "\n", "paragraph": "\n\n"}.get(kind, kind)
-    ending = separator if kind == "paragraph" else ""
+    ending, reserve = (separator if kind == "paragraph" else ""), len(separator or "")
     buffer, begins = "", True
     for chunk in chunks:
         *whole, buffer = (buffer + chunk).split(separator) if separator else [buffer + chunk]
         for text in whole:
-            if not begins or text.strip():
-                yield from _pieces(text + ending, begins)
+            if keep_blank or not begins or text.strip():
+                yield from _pieces(text + ending, begins, path)
             begins = True
-        if len(buffer) > 2 * PIECE:
-            *pieces, (_, buffer) = _pieces(buffer, begins)
+        if len(buffer) > 2 * PIECE + reserve:
+            end = len(buffer) - reserve  # a separator may have begun after that
+            *pieces, (_, rest) = _pieces(buffer[:end], begins, path)
             yield from pieces
-            begins = begins and not pieces
+            buffer, begins = rest + buffer[end:], begins and not pieces
     if buffer.strip() or (buffer and not begins):
-        yield from _pieces(buffer, begins)
+        yield from _pieces(buffer, begins, path)
+    elif keep_blank and begins:
+        yield True, buffer
 
 
-def _pieces(text, begins):
-    """Yields (begins, piece) for a text, cut where no token spans the cut."""
+def _pieces(text, begins, path):
+    """Yields (begins, piece) for a text, cut where no token spans the cut. Raises UserError for a very long word."""
     start = 0
     for end in cut_points(text, PIECE):
+        if end - start > PIECE + LONGEST_WORD:
+            raise UserError(f"{path}: {end - start:,} characters or more without a break between words; break them up")
         yield begins, text[start:end]
         start, begins = end, False
 

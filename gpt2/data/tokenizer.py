@@ -1,7 +1,9 @@
 """GPT-2's byte-pair encoding: its two vocabulary files, a tiktoken encoding built from them, and texts as bytes."""
 
+import codecs
 import contextlib
 import hashlib
+import io
 import itertools
 import os
 import pathlib
@@ -79,14 +81,29 @@ class Encoding(tiktoken.Encoding):
 
 
 def decode_text(data, source):
-    """Returns the text in `data`, UTF-8 bytes, as str: without a byte order mark, lines ending in "\\n".
+    """Returns the text in `data`, UTF-8 bytes, as `decode_chunks` yields it."""
+    return "".join(decode_chunks([data], source))
 
-    Raises UserError, naming the `source`, if it is not UTF-8.
+
+def decode_chunks(chunks, source):
+    """Yields the text in successive UTF-8 bytes, str, without a byte order mark, lines ending in "\\n".
+
+    Raises UserError, naming the `source` and the byte, where it is not UTF-8.
     """
-    try:
-        return data.decode().removeprefix("\ufeff").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: not UTF-8 at byte {error.start:,}; convert it to UTF-8") from error
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    before, first = 0, True
+    for data in itertools.chain(chunks, [None]):
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(data or b"", final=data is None)
+        except UnicodeDecodeError as error:
+            place = before - pending + error.start
+            raise UserError(f"{source}: not UTF-8 at byte {place:,}; convert it to UTF-8") from error
+        before += len(data or b"")
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False
+        yield newlines.decode(text, final=data is None)
 
 
 def load_tokenizer(data_dir=None):

@@ -7,6 +7,7 @@ import re
 
 from gpt2.config import PRESETS
 from gpt2.data.dataloader import DataLoader, bytes_in_memory, expand
+from gpt2.data.texts import refuse_texts
 from gpt2.data.vocabulary import agreed_vocabulary, model_vocabulary, vocabulary_of
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
@@ -25,6 +26,7 @@ from gpt2.training.state import TrainState
 def start_run(options, folder, make_optimizer):
     """Returns the Run that TrainOptions ask for, in a locked folder. Raises UserError."""
     train_data = options.train_data or default_data("train")
+    refuse_texts(expand(train_data))
     val_data = options.val_data or (_default_val_data(options.train_data) if options.val_every else None)
     config, vocabulary = _initial_config(options, train_data)
     vocabulary = agreed_vocabulary(vocabulary, config.V, _token_files(options, train_data, val_data))
@@ -179,11 +181,14 @@ def _require_disk(options, config, folder, left, in_place=False):
 
 
 def _open_data(options, config, T, train_data, val_data):
-    """Returns the loaders of both splits, that of the validation None if there is none."""
+    """Returns the loaders of both splits, that of the validation None if there is none.
+
+    Validation takes smaller batches if its split is shorter than one, so that a short text can be trained on.
+    """
     shuffle_seed = {True: options.seed, False: None}.get(options.shuffle, options.shuffle)
     B = options.batch_size
     train_loader = DataLoader(train_data, B, T, config.V, shuffle_seed)
-    return train_loader, DataLoader(val_data, B, T, config.V) if options.val_every else None
+    return train_loader, DataLoader(val_data, B, T, config.V, shrink=True) if options.val_every else None
 
 
 def _initial_model(options, config):

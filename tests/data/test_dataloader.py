@@ -419,13 +419,12 @@ WRONG = {
     "last byte missing": (new_format(TOKENS)[:-1], "truncated"),
     "version": (new_format(TOKENS, version=2), "version 2, expected 1"),
     "model file": (new_format(TOKENS, magic=20240326)[:1044], "token 20240326 at position 0 is not in 0 .. 50256"),
-    "no header, not int32": (b"Hello", "not a token file: 5 bytes"),
-    "text": (b"Hello, world", "token .* at position 0 is not in"),
+    "no header, not int32": (bytes(5), "not a token file: 5 bytes"),
+    "text": (b"Hello, world", "a text, not a token file; make token files of it with: python -m gpt2.prepare "),
+    "bytes": (b"\xffello, world\n", "not a token file: 13 bytes|token .* at position 0 is not in"),
     "id at V": (new_format([*range(12), V]), "token 50257 at position 12 is not in 0 .. 50256"),
     "old, id at V": (old_format([*range(12), V]), "token 50257 at position 12"),
     "old, negative id": (old_format([0, 1, -1, *range(10)]), "token -1 at position 2"),
-    "too few": (new_format(TOKENS[:12]), "12 tokens, a batch of 3 x 4 takes at least 13"),
-    "old, too few": (old_format(TOKENS[:12]), "12 tokens, a batch of 3 x 4 takes at least 13"),
 }
 
 
@@ -438,6 +437,62 @@ def test_malformed_files_are_refused(tmp_path, content, message):
         DataLoader(str(tmp_path / "*.bin"), B=3, T=4, V=V)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encode", [new_format, old_format])
+def test_files_shorter_than_a_batch_are_left_out_in_a_line(tmp_path, monkeypatch, capsys, encode):
+    monkeypatch.chdir(tmp_path)
+    write_range(tmp_path / "b.bin", 100, 113)
+    alone = DataLoader("*.bin", B=3, T=4, V=V)
+    assert capsys.readouterr().out == ""
+    for name, count in (("a", 12), ("c", 1)):
+        write_range(tmp_path / f"{name}.bin", 0, count, encode)
+    loader = DataLoader("*.bin", B=3, T=4, V=V)
+    expected = "left out, too short for a batch of 3 x 4: a.bin, c.bin, 13 tokens in all\n"
+    assert capsys.readouterr().out == expected
+    assert (loader.num_tokens, loader.num_batches, loader.file_names()) == (13, 1, "b.bin")
+    assert loader.fingerprint == alone.fingerprint and loader.difference(alone.fingerprint) is None
+    assert loader.where((0, 0)) == "epoch 0, batch 0: b.bin, tokens 0 to 11"
+    assert_batch(loader, 100)
+    (tmp_path / "c.bin").write_bytes(new_format([V]))
+    with pytest.raises(UserError, match=r"^c\.bin: token 50257 at position 0"):
+        DataLoader("*.bin", B=3, T=4, V=V)
+
+
+@pytest.mark.parametrize(
+    ("counts", "B", "T", "fitting"),
+    [
+        ([600], 4, 150, (3, 150)),
+        ([600], 10, 64, (9, 64)),
+        ([64, 65, 3], 4, 64, (1, 64)),
+        ([64, 20], 4, 64, (1, 63)),
+        ([2], 4, 64, (1, 1)),
+    ],
+)
+def test_the_largest_batch_of_a_short_text_is_named_or_taken(tmp_path, capsys, counts, B, T, fitting):
+    for number, count in enumerate(counts):
+        write_range(tmp_path / f"{number}.bin", 0, count)
+    files = str(tmp_path / "*.bin")
+    longest, needed = max(counts), B * T + 1
+    with pytest.raises(
+        UserError, match=rf"{longest} tokens.*, a batch of {B} x {T} takes at least {needed:,}; "
+    ) as error:
+        DataLoader(files, B, T, V)
+    assert str(error.value).endswith("; choose --batch-size {} --seq-len {}".format(*fitting))
+    assert capsys.readouterr().out == ""
+    loader = DataLoader(files, B, T, V, shrink=True)
+    assert "; its batches are {} x {}\n".format(*fitting) in capsys.readouterr().out
+    assert (loader.B, loader.T, loader.num_batches) == (*fitting, 1)
+    assert_batch(loader, 0)
+    assert DataLoader(files, *fitting, V).num_batches == 1
+    assert "choose" not in capsys.readouterr().out
+
+
+def test_a_single_token_makes_no_batch(tmp_path):
+    path = write_range(tmp_path / "x.bin", 0, 1)
+    for shrink in (False, True):
+        with pytest.raises(UserError, match=r"1 tokens, a batch of 2 x 3 takes at least 7; choose a longer text$"):
+            DataLoader(path, 2, 3, V, shrink=shrink)
 
 
 def test_an_invalid_id_is_found_in_any_chunk(tmp_path, monkeypatch):

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import prepro_tinyshakespeare
-from gpt2 import machine
-from gpt2.data import dataset, download
+from gpt2.data import dataset, download, preparation, texts
 from gpt2.data.tokenizer import EOT, load_tokenizer
 from gpt2.errors import UserError
 from gpt2.formats import files
@@ -56,22 +55,30 @@ def read_text(paths, data_dir):
     return load_tokenizer(data_dir).decode([*val, *train])
 
 
-def test_every_paragraph_is_a_document(data_dir):
+@pytest.mark.parametrize("ending", ["", "\n", "\n\n", "\n\n ", "\n\n\n\n"])
+@pytest.mark.parametrize("chunk", [1, 5, 2**20])
+def test_every_paragraph_is_a_document_even_a_blank_one(data_dir, tmp_path, monkeypatch, ending, chunk):
+    monkeypatch.setattr(texts, "CHUNK", chunk)
+    monkeypatch.setattr(texts, "PIECE", chunk)
+    text = "\n\nab and the next\n\nc\n\n\n\nd<|endoftext|>" + ending
+    (tmp_path / "own.md").write_text(text)
     encoding = load_tokenizer(data_dir)
-    tokens = dataset.tokenize("ab\n\nc\n\n\n\nd<|endoftext|>\n", encoding)
-    documents = ["ab\n\n", "c\n\n", "\n\n", "d<|endoftext|>\n"]
-    assert tokens.dtype == np.uint16
-    assert list(tokens) == [token for text in documents for token in (EOT, *encoding.encode_ordinary(text))]
+    expected = []
+    for document in text.replace("\n\n", "\n\n\0").split("\0"):
+        expected += [EOT, *encoding.encode_ordinary(document)]
+    train, val = map(read_tokens, dataset.prepare(tmp_path / "own.md", data_dir))
+    assert [*val, *train] == expected
 
 
 @pytest.mark.parametrize(
     "count, val", [(338_028, 32_768), (327_680, 32_768), (327_679, 32_767), (1_000, 100), (29, 2), (20, 2)]
 )
-def test_the_first_tokens_validate(count, val):
-    tokens = np.arange(count)
-    train_part, val_part = dataset.split_tokens(tokens)
+def test_the_first_tokens_validate(data_dir, tmp_path, count, val):
+    letters = "abcdefg" * (count // 7 + 1)
+    (tmp_path / "own.txt").write_text(letters[: count - 1])
+    train_part, val_part = map(read_tokens, dataset.prepare(tmp_path / "own.txt", data_dir))
     assert val_part.size == val
-    assert np.array_equal(np.concatenate([val_part, train_part]), tokens)
+    assert load_tokenizer(data_dir).decode([*val_part[1:], *train_part]) == letters[: count - 1]
 
 
 def test_own_text(data_dir, tmp_path, capsys):
@@ -148,7 +155,9 @@ def test_only_tiny_shakespeare_itself_has_its_name(data_dir, tmp_path):
     ]
     for form in (TINY.replace("\n", "\r\n"), "\ufeff" + TINY):
         renamed.write_bytes(form.encode())
-        assert dataset.load_own_text(renamed) == (dataset.TINY_NAME, TINY)
+        paths = dataset.prepare(renamed, data_dir)
+        assert paths[0].name == "tiny_shakespeare_train.bin"
+        assert read_text(paths, data_dir).replace("<|endoftext|>", "") == TINY
     other = tmp_path / "tiny_shakespeare.txt"
     other.write_text(TINY + "more")
     with pytest.raises(UserError, match="not the tiny_shakespeare that the trainer knows; rename the file"):
@@ -237,48 +246,36 @@ def test_texts_whose_token_files_would_have_one_name_are_refused(prepared, monke
     assert prepared == []
 
 
-def test_a_text_too_long_for_memory_is_said_to_be(data_dir, tmp_path, monkeypatch):
-    path = tmp_path / "own.txt"
-    path.write_bytes(b"x" * 1000)
-    monkeypatch.setattr(machine, "available_bytes", lambda: 2999)
-    with pytest.raises(UserError, match=rf"^not enough memory: the text {path} needs .*; split it into several files$"):
-        dataset.prepare(path, data_dir)
+@pytest.mark.parametrize(
+    ("paragraph", "size"), [("a paragraph of some words\n\n", 2**16), ("some words ", 2**16), ("\n", 2**13)]
+)
+def test_memory_does_not_grow_with_the_text(data_dir, tmp_path, monkeypatch, paragraph, size):
+    for module, name in ((texts, "CHUNK"), (texts, "PIECE"), (preparation, "BATCH")):
+        monkeypatch.setattr(module, name, 2**10)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    peaks = []
+    for length in (size, 8 * size):
+        (tmp_path / "own.txt").write_text("start " + paragraph * (length // len(paragraph)))
+        tracemalloc.start()
+        try:
+            dataset.prepare(tmp_path / "own.txt", data_dir)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
-def test_a_pipe_too_long_for_memory_is_not_read_to_its_end(data_dir, monkeypatch):
+def test_a_pipe_is_read_once(data_dir, tmp_path):
+    (tmp_path / "own.txt").write_text(TINY)
     reader, writer = os.pipe()
-    os.write(writer, b"x " * 30_000)
+    os.write(writer, TINY.encode())
     os.close(writer)
-    monkeypatch.setattr(machine, "available_bytes", lambda: 100_000)
     try:
-        with pytest.raises(UserError, match=f"^not enough memory: the text /dev/fd/{reader} needs"):
-            dataset.prepare(f"/dev/fd/{reader}", data_dir)
+        paths = dataset.prepare(f"/dev/fd/{reader}", data_dir)
     finally:
         os.close(reader)
-
-
-@pytest.mark.parametrize(("character", "width"), [("x", 1), ("\xe9", 1), ("\u0100", 2), ("\U0001f600", 4)])
-def test_the_widest_character_determines_the_memory_for_a_text(data_dir, tmp_path, monkeypatch, character, width):
-    path = tmp_path / "own.txt"
-    path.write_text("x " * 10_000 + character, encoding="utf-8")
-    needed = max(3 * path.stat().st_size, 2 * width * 20_001)
-    monkeypatch.setattr(machine, "available_bytes", lambda: needed - 1)
-    with pytest.raises(UserError, match=r"^not enough memory: the text"):
-        dataset.prepare(path, data_dir)
-    monkeypatch.setattr(machine, "available_bytes", lambda: needed)
-    dataset.prepare(path, data_dir)
-
-
-def test_a_text_of_empty_paragraphs_takes_no_more_memory_than_others(data_dir):
-    encoding, text = load_tokenizer(data_dir), "\n" * 400_000
-    tracemalloc.start()
-    try:
-        tokens = dataset.tokenize(text, encoding)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert tokens.tolist() == [EOT, 198, 198] * 200_000 + [EOT]
-    assert peak < 8 * len(text)
+    assert paths[0].name == "tiny_shakespeare_train.bin"  # which it is
+    assert read_text(paths, data_dir).replace("<|endoftext|>", "") == TINY
 
 
 def test_the_command_ends_with_one_line_on_bad_input(tmp_path):

@@ -12,7 +12,8 @@ from gpt2.errors import UserError
 from gpt2.formats.llmc import open_tokens
 from tests.support.vocabulary import pin_byte_vocabulary, write_vocabulary
 
-TEXT = "".join(f"document {number} of some words\n" for number in range(200))
+# " t" is a token of the byte vocabulary, so a cut within " the" would change the tokens.
+TEXT = "".join(f"document {number} of the two texts\n" for number in range(200))
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +44,34 @@ def test_documents_begin_with_the_vocabularys_token_and_none_is_in_both_splits(c
     assert capsys.readouterr().out == (
         f"200 documents, {count:,} tokens of 50,257, {(len(TEXT) - 200) / count:.2f} bytes a token\n"
         f"mine_train.bin: {len(train):,} tokens\nmine_val.bin: {len(val):,} tokens\n"
-        "the first document begins: '<|endoftext|>document 0 of some words'\n"
+        "the first document begins: '<|endoftext|>document 0 of the two texts'\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("fraction", "at", "val"),
+    [
+        ("0.1", "end", "e"),
+        ("0.1", "start", "a"),
+        ("0.5", "end", "de"),
+        ("0.4", "start", "ab"),
+        ("0.999", "end", "bcde"),
+        ("0.999", "start", "abcd"),
+    ],
+)
+def test_the_split_is_between_the_documents_nearest_to_the_fraction(folder, fraction, at, val):
+    (folder / "text.txt").write_text("\n".join(letter * 30 for letter in "abcde"))
+    run("--documents", "line", "--val-fraction", fraction, "--val-at", at)
+    words = GPT2Vocabulary()
+    assert words.decode(tokens("mine_val.bin")) == "".join(END_OF_TEXT + letter * 30 for letter in val)
+    train = [letter for letter in "abcde" if letter not in val]
+    assert words.decode(tokens("mine_train.bin")) == "".join(END_OF_TEXT + letter * 30 for letter in train)
+
+
+@pytest.mark.parametrize("fraction", ["0.0001", "0.9999"])
+def test_both_splits_of_one_document_have_a_token_and_its_target(fraction):
+    run("--val-fraction", fraction)
+    assert min(len(tokens("mine_train.bin")), len(tokens("mine_val.bin"))) == 2
 
 
 @pytest.mark.parametrize("at", ["start", "end"])
@@ -70,7 +97,7 @@ def test_the_header_names_the_vocabulary_beside_the_files(vocab):
     assert not np.fromfile("mine_val.bin", "<i4", 256)[3:].any()  # GPT-2's, as in llm.c's own files
 
 
-def test_many_tokens_become_shards_which_replace_earlier_files(monkeypatch, capsys):
+def test_many_tokens_become_shards_which_replace_earlier_files(folder, monkeypatch, capsys):
     run("--documents", "line")
     whole, val = tokens("mine_train.bin"), tokens("mine_val.bin")
     monkeypatch.setattr(preparation, "SHARD", 1000)
@@ -80,6 +107,9 @@ def test_many_tokens_become_shards_which_replace_earlier_files(monkeypatch, caps
     with pytest.raises(UserError, match=r"^mine_train\.bin: "):
         open_tokens("mine_train.bin", 0)
     assert f"mine_train_0000.bin and {len(names) - 1} more" in capsys.readouterr().out
+    monkeypatch.setattr(preparation, "SHARD", 10**6)
+    run("--documents", "line", "--force")
+    assert tokens("mine_train.bin") == whole and not list(folder.glob("mine_train_*"))
 
 
 @pytest.mark.parametrize("batch", [1, 50, 2**18])
@@ -102,6 +132,15 @@ def test_the_separator_of_the_usual_convention_is_mentioned_unless_it_separates(
     assert printed.startswith("10 documents, ") and "ordinary" not in printed
 
 
+BAD = {
+    "broken.jsonl": b"{",
+    "latin.txt": b"caf\xe9",
+    "empty.txt": b"",
+    "blank.txt": b" \n" * 100,
+    "short.txt": b"short",
+}
+
+
 @pytest.mark.parametrize(
     ("arguments", "input", "message"),
     [
@@ -112,20 +151,67 @@ def test_the_separator_of_the_usual_convention_is_mentioned_unless_it_separates(
         (["--vocab", "chars"], "-", "--vocab chars: reads the texts twice"),
         ([], "nowhere.txt", "nowhere.txt: no such file or folder"),
         ([], "broken.jsonl", "broken.jsonl: line 1: not JSON"),
+        ([], "latin.txt", "latin.txt: not UTF-8 at byte 3; convert it to UTF-8"),
+        ([], "none", "none: no texts in this folder"),
+        ([], "empty.txt", "mine: 0 tokens, expected at least 20; choose a longer text"),
+        ([], "blank.txt", "mine: 0 tokens, expected at least 20; choose a longer text"),
+        ([], "short.txt", "mine: 6 tokens, expected at least 20; choose a longer text"),
+        (["--vocab", "chars"], "empty.txt", "mine: 0 tokens, expected at least 20; choose a longer text"),
+        (["--vocab", "bpe:300"], "empty.txt", "bpe:300: the text allows 257 tokens"),
+        (["--documents", "line"], "blank.txt", "mine: 0 tokens, expected at least 20; choose a longer text"),
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(folder, arguments, input, message):
-    (folder / "broken.jsonl").write_text("{")
+    for name, data in BAD.items():
+        (folder / name).write_bytes(data)
+    (folder / "none").mkdir()
     before = {path.name for path in folder.iterdir()}
     with pytest.raises(UserError, match=f"^{re.escape(message)}"):
         run(*arguments, inputs=[input])
     assert {path.name for path in folder.iterdir()} == before
 
 
-def test_too_short_a_text_is_refused(folder):
-    (folder / "text.txt").write_text("short")
-    with pytest.raises(UserError, match=r"^mine: \d+ tokens, expected at least 20"):
+@pytest.mark.parametrize("vocab", ["gpt2", "chars", "bpe:262", "folder"])
+@pytest.mark.parametrize(
+    "text", [f"a few{' ' * 1_000_001}words" + "\n" * 100, "a\0\0 b\0\n" * 50], ids=["spaces", "nul"]
+)
+def test_any_text_comes_back_as_it_was_with_every_vocabulary(folder, vocab, text):
+    if vocab == "folder":
+        run("--vocab", "bpe:262")
+        (folder / "mine_vocabulary").rename(folder / "folder")
+    elif "bpe" in vocab and "\0" in text:
+        vocab = "bpe:258"
+    (folder / "text.txt").write_text(text)
+    run("--vocab", vocab, "--force")
+    words = GPT2Vocabulary() if vocab == "gpt2" else load_vocabulary("mine_vocabulary")
+    found = tokens("mine_train.bin") + tokens("mine_val.bin")
+    assert words.decode(found) == END_OF_TEXT + text
+    assert vocab != "bpe:262" or len(found) < len(text) / 10  # the blanks were merged
+
+
+def test_words_of_any_length_can_be_trained_on(monkeypatch):
+    monkeypatch.setattr(preparation, "LONG_WORD", 8)
+    words = list(preparation._with_short_words(["one two three", "x" * 30 + " four", ""]))
+    assert "".join(words) == "one two three" + "x" * 30 + " four" and max(map(len, words)) <= 16
+
+
+@pytest.mark.parametrize("name", ["mine_train.bin", "mine_train_0000.bin", "mine_val.bin", "mine_vocabulary"])
+def test_anything_of_that_name_is_refused(folder, name):
+    (folder / name).write_text("there")
+    with pytest.raises(
+        UserError, match=rf"^{name}: is there already; choose another --name, or --force to replace it$"
+    ):
         run()
+    assert (folder / name).read_text() == "there" and not set(folder.glob("mine*")) - {folder / name}
+
+
+def test_files_of_one_stem_go_into_the_same_token_files(folder):
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "text.txt").write_text(f"{name} is a text of its own")
+    run(inputs=["a/text.txt", "b/text.txt"])
+    assert GPT2Vocabulary().decode(tokens("mine_train.bin")) == f"{END_OF_TEXT}a is a text of its own"
+    assert GPT2Vocabulary().decode(tokens("mine_val.bin")) == f"{END_OF_TEXT}b is a text of its own"
 
 
 def test_what_is_there_stays_unless_forced(folder):

@@ -3,13 +3,15 @@
 import gzip
 import io
 import json
+import pathlib
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from gpt2.data import texts
-from gpt2.data.texts import Form, documents, expand
+from gpt2.data.texts import Form, documents, expand, refuse_texts
 from gpt2.errors import UserError
 
 
@@ -64,6 +66,30 @@ def test_long_documents_come_in_pieces_that_are_the_whole(monkeypatch, kind, pie
     assert read("a.txt", text, Form(kind)) == [each for each in whole if each.strip()]
 
 
+@pytest.mark.parametrize("size", range(1, 30))
+def test_a_separator_with_a_blank_in_it_is_found_wherever_pieces_end(monkeypatch, size):
+    monkeypatch.setattr(texts, "CHUNK", size)
+    monkeypatch.setattr(texts, "PIECE", 3)
+    assert read("a.txt", "one two== ==three four== ==five" * 3, Form("== ==")) == [
+        "one two", "three four", "fiveone two", "three four", "fiveone two", "three four", "five"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["file", "line", "paragraph", "XX"])
+@pytest.mark.parametrize("character", ["x", " "])
+def test_a_word_without_end_is_refused_before_it_fills_the_memory(monkeypatch, kind, character):
+    monkeypatch.setattr(texts, "CHUNK", 100)
+    monkeypatch.setattr(texts, "PIECE", 50)
+    monkeypatch.setattr(texts, "LONGEST_WORD", 1000)
+    text = "a few words, " + character * 1000 + " more"
+    assert read("a.txt", text, Form(kind)) == [text]
+    pathlib.Path("b.txt").write_text("a few words, " + character * 100_000)
+    counts = []
+    with pytest.raises(UserError, match=r"^b\.txt: 1,\d\d\d characters or more without a break between words; "):
+        list(documents("b.txt", Form(kind), counts.append))
+    assert sum(counts) < 2000
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 2**20])
 def test_marks_and_line_ends_are_those_of_unix(monkeypatch, chunk):
     monkeypatch.setattr(texts, "CHUNK", chunk)
@@ -79,6 +105,12 @@ def test_what_is_not_utf_8_is_named_with_its_byte(monkeypatch, chunk, data, byte
         read("a.txt", data)
 
 
+def test_standard_input_that_is_not_utf_8_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
+    with pytest.raises(UserError, match=r"^standard input: not UTF-8 at byte 2; "):
+        list(documents("-", Form()))
+
+
 def test_records_are_documents():
     records = [{"text": "one\ntwo"}, {"text": "\u2028", "id": 3}, "three"]
     lines = "".join(json.dumps(record) + "\n" for record in records)
@@ -89,6 +121,7 @@ def test_records_are_documents():
     assert read("a.csv", "body\none\n") == ["one"]
     assert read("a.csv", "a,b\n1,2\n", Form(column="b")) == ["2"]
     assert read("a.csv", f"text\n{'x' * 300_000}\n") == ["x" * 300_000]
+    assert read("a.csv", "text\na\0b\n") == read("a.jsonl", '"a\\u0000b"') == ["a\0b"]
 
 
 def test_compressed_files_are_read():
@@ -126,6 +159,7 @@ def test_a_zst_file_without_the_package_names_it(monkeypatch):
         ("a.csv", "a,text\n1\n", Form(), "a.csv: line 2: 1 values, the header has 2"),
         ("a.csv", 'text\n"a', Form(), "a.csv: line 2: unexpected end of data"),
         ("a.csv", "text\na\n", Form("line"), "a.csv: --documents is for plain text"),
+        ("a.txt.gz", gzip.compress(b"text" * 99)[:20] + b"\xff" * 40, Form(), "a.txt.gz: damaged, or not compressed"),
         ("a.txt.gz", b"no", Form(), "a.txt.gz: damaged, or not compressed"),
         ("a.txt.gz", gzip.compress(b"text" * 99)[:-9], Form(), "a.txt.gz: damaged, or not compressed"),
     ],
@@ -143,12 +177,59 @@ def test_inputs_are_files_folders_and_globs(folder):
     assert expand(["in"]) == ["in/a.jsonl.gz", "in/b.txt", "in/deep/c.md", "in/x.txt.zst"]
     assert expand(["in/*.txt", "-", "in/image.png"]) == ["in/b.txt", "-", "in/image.png"]
     assert expand(["in/**/*.md"]) == ["in/deep/c.md"]
-    for inputs, message in ((["no.txt"], "no.txt: no such file"), (["in/b.txt", "in/b.txt"], "in/b.txt: given twice")):
+    for inputs, message in (
+        (["no.txt"], "no.txt: no such file"),
+        (["in/b.txt", "./in/b.txt"], "./in/b.txt: given"),
+    ):
         with pytest.raises(UserError, match=f"^{re.escape(message)}"):
             expand(inputs)
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=r"^empty: no texts in this folder"):
         expand(["empty"])
+
+
+TOKENS = np.arange(20)
+HEADER = np.array([20240520, 1, 20], "<i4").tobytes() + bytes(1012)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "text"),
+    [
+        ("a.txt", b"text", True),
+        ("a.txt", "é\n".encode("utf-16"), True),
+        ("a.jsonl.gz", gzip.compress(b"{}"), True),
+        ("a", b"To be, or not to be.", True),
+        ("a.log", ("é" * 1000).encode(), True),
+        ("a.bin", b"x" + ("é" * 1000).encode(), True),
+        ("a.bin", TOKENS.astype("<i4").tobytes(), False),
+        ("a.bin", np.full(20, 50256, "<i4").tobytes(), False),
+        ("a.bin", HEADER + TOKENS.astype("<u2").tobytes(), False),
+        ("a.txt", HEADER + TOKENS.astype("<u2").tobytes(), False),
+        ("a.bin", HEADER + np.full(20, 0x6161, "<u2").tobytes(), False),
+        ("a.png", b"\x89PNG", False),
+        ("a.txt", b"", False),
+    ],
+)
+def test_texts_are_told_from_token_files(name, data, text):
+    pathlib.Path(name).write_bytes(data)
+    pathlib.Path("b.bin").write_bytes(HEADER)
+    if not text:
+        return refuse_texts(["b.bin", name])
+    with pytest.raises(UserError, match=rf"^{name}: a text, not a token file; "):
+        refuse_texts(["b.bin", name])
+
+
+def test_the_command_that_makes_token_files_is_named_ready_to_run(monkeypatch):
+    monkeypatch.setenv("GPT2_DATA_DIR", "data")
+    for name in ("my text (1).txt.gz", "b.md"):
+        pathlib.Path(name).write_text("text")
+    with pytest.raises(UserError) as error:
+        refuse_texts(["my text (1).txt.gz", "b.md"])
+    assert str(error.value) == (
+        "my text (1).txt.gz: a text, not a token file; make token files of it with: "
+        "python -m gpt2.prepare 'my text (1).txt.gz' b.md --name my_text_1_; "
+        "then train with --train-data data/my_text_1__train.bin, or evaluate with --data data/my_text_1__val.bin"
+    )
 
 
 def test_standard_input_is_plain_text(monkeypatch):

@@ -153,13 +153,19 @@ def test_a_word_too_long_for_memory_is_one_line(monkeypatch, character):
         SPACES.encode_ordinary(character * (2**20 + 1))
 
 
-@pytest.mark.parametrize("form", [b"a\n\nb\n", b"a\r\n\r\nb\r\n", b"\xef\xbb\xbfa\n\nb\n", b"\xef\xbb\xbfa\r\n\nb\r\n"])
-def test_a_text_is_the_same_with_crlf_and_a_byte_order_mark(form):
+FORMS = [b"a\n\nb\n", b"a\r\n\r\nb\r\n", b"a\r\rb\r", b"\xef\xbb\xbfa\n\nb\n", b"\xef\xbb\xbfa\r\n\nb\r\n"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_text_is_the_same_whatever_its_line_ends_and_with_a_byte_order_mark(form):
     assert tokenizer.decode_text(form, "x.txt") == "a\n\nb\n"
+    for size in (1, 2, 3):
+        chunks = [form[start : start + size] for start in range(0, len(form), size)]
+        assert "".join(tokenizer.decode_chunks(chunks, "x.txt")) == "a\n\nb\n"
 
 
-def test_only_the_first_mark_and_no_lone_carriage_return_is_dropped():
-    assert tokenizer.decode_text("\ufeff\ufeffa\rb".encode(), "x.txt") == "\ufeffa\rb"
+def test_only_the_first_mark_is_dropped_and_a_nul_stays():
+    assert tokenizer.decode_text("\ufeff\ufeffa\0b".encode(), "x.txt") == "\ufeffa\0b"
 
 
 @pytest.mark.parametrize(("data", "byte"), [(b"a" * 1234 + b"\xff", "1,234"), ("a".encode("utf-16"), "0")])

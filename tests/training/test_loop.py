@@ -152,7 +152,6 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
     pathlib.Path("empty.bin").touch()
     pathlib.Path("file").write_text("not a folder")
     write_tokens("large.bin", np.arange(2000) % 51)
-    write_tokens("short.bin", np.arange(16))
     for arguments, message in (
         (["--init", "missing.bin"], "missing.bin: No such file"),
         (["--init", "train.bin"], "train.bin: not a model file"),
@@ -160,7 +159,7 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch):
         (["--train-data", "missing.bin"], "missing.bin: no such token file"),
         (["--train-data", "empty.bin"], "empty.bin: empty"),
         (["--val-data", "large.bin"], "large.bin: token 50 at position 50 is not in 0 .. 49"),
-        (["--train-data", "short.bin"], "short.bin: 16 tokens, a batch of 2 x 8 takes at least 17"),
+        (["-b", "1000"], "train.bin: 2,000 tokens, a batch of 1000 x 8 takes at least 8,001; choose --batch-size 249 "),
         (["-t", "17"], "--seq-len 17: the model's positions end at 16"),
         (["--threads", "0"], "--threads 0: expected a whole number from 1"),
         (["--threads", "4096"], "4096 threads"),

@@ -102,10 +102,41 @@ def test_training_files_bring_the_validation_files_beside_them(capsys, train_dat
 )
 def test_training_files_without_validation_files_are_refused(train_data, beside):
     write_data("tiny_shakespeare", 300)
-    write_tokens("my_train.bin", np.arange(100) % 50)
+    for name in ("my_train", "my_train_1", "restrained"):
+        write_tokens(f"{name}.bin", np.arange(100) % 50)
     with pytest.raises(UserError, match=rf"^--train-data \S+: no validation data beside it{beside}; name some with "):
         start(train_data=train_data, val_data=None)
     assert start(train_data="my_train.bin", val_data=None, val_every=0).val_loader is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"init": "scratch"}, {"val_data": "val.bin"}, {"val_every": 0}])
+def test_a_text_is_refused_with_the_command_that_makes_token_files(changes):
+    pathlib.Path("novel.txt").write_text("It was a dark night. " * 4)
+    with pytest.raises(UserError, match=r"^novel\.txt: a text, .*: python -m gpt2\.prepare novel\.txt --name novel; "):
+        start(**{"train_data": "novel.txt", "val_data": None} | changes)
+    with pytest.raises(UserError, match=r"^novel\.txt: a text, .* --train-data data/novel_train\.bin"):
+        start(val_data="novel.txt")
+
+
+def test_a_validation_split_shorter_than_a_batch_is_taken_in_smaller_ones(capsys):
+    write_tokens("short.bin", np.arange(7))
+    run = start(val_data="short.bin")
+    assert (run.val_loader.B, run.val_loader.T, run.val_loader.num_batches) == (1, 6, 1)
+    assert "short.bin: 7 tokens, a batch of 2 x 8 takes at least 17; its batches are 1 x 6\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^short\.bin: .*; choose --batch-size 1 --seq-len 6$"):
+        start(train_data="short.bin")
+
+
+def test_a_run_without_its_short_files_is_resumed(capsys):
+    for name, count in (("my_train_0", 10), ("my_train_1", 100), ("my_val_0", 20), ("my_val_1", 3)):
+        write_tokens(f"{name}.bin", np.arange(count) % 50)
+    options = dataclasses.replace(OPTIONS, train_data="my_train_*.bin", val_data=None, max_steps=2, sample_every=0)
+    train(options)
+    result = resume("out", {"max_steps": 4})
+    assert result.state.step == 4
+    printed = capsys.readouterr().out
+    for line in ("my_train_0.bin, 10 tokens in all", "my_val_1.bin, 3 tokens in all"):
+        assert printed.count(f"left out, too short for a batch of 2 x 8: {line}\n") == 2
 
 
 def test_a_run_that_never_validates_needs_no_data_for_it():
@@ -137,7 +168,7 @@ def test_the_optimizer_may_be_a_subclass():
 
 
 def test_memory_is_checked_before_data_are_read_and_includes_what_samples_take(monkeypatch, capsys):
-    pathlib.Path("bad.bin").write_text("no tokens")
+    pathlib.Path("bad.bin").write_bytes(b"\xff: no tokens")
     start()
     needed = capsys.readouterr().out
     start(sample_every=0)
