@@ -43,8 +43,8 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
     read = time.perf_counter()
     print(f"read {source}: {config.num_parameters:,} parameters, {read - start:.1f} s", flush=True)
     if to_file:
-        save_vocabulary(vocabulary, vocabulary_path(target))
         llmc.save_model(target, config, params, dtype, untrained, vocabulary.sha256)
+        save_vocabulary(vocabulary, vocabulary_path(target))
         kind, size = f"llm.c version {llmc.WRITTEN_VERSIONS[dtype]}", target.stat().st_size
     else:
         if untrained:

@@ -14,6 +14,7 @@ from gpt2.data.vocabulary import GPT2Vocabulary, agreed_vocabulary, extends, mod
 from gpt2.errors import UserError, from_os_error, run_command
 from gpt2.formats.files import atomic_write, open_to_read
 from gpt2.formats.run import parse_json_object
+from gpt2.inference.chat_evaluation import evaluate_chat, read_talks
 from gpt2.inference.evaluation import (
     LLMC_B,
     LLMC_BATCHES,
@@ -29,6 +30,7 @@ from gpt2.model import GPT2
 from gpt2.output import lossy_output
 
 EARLIER_LIMIT = 2**24  # bytes of earlier results, which name all their files
+NAMED = 5  # conversations that are left out
 BATCH_TOKENS = 1024  # in a batch by default: enough rows for matrix products to run at full speed
 
 
@@ -36,8 +38,8 @@ def parse_arguments(arguments=None):
     """Returns the options as a namespace. Raises UserError for values that no model allows."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt2.evaluate",
-        description="Prints a model's loss, perplexity and bits per byte over token files, and its accuracy on "
-        "HellaSwag.",
+        description="Prints a model's loss, perplexity and bits per byte over token files, its accuracy on HellaSwag, "
+        "and how it answers conversations.",
     )
     add_model(parser, required=True)
     add = parser.add_argument
@@ -61,6 +63,12 @@ def parse_arguments(arguments=None):
     )
     add("--hellaswag", metavar="FILE", help="multiple-choice examples in llm.c's evaluation format")
     add(
+        "--chat",
+        metavar="FILE",
+        help="conversations: the loss of the assistant's words, and how many answers the model gives word for word "
+        "under greedy decoding",
+    )
+    add(
         "--json",
         metavar="FILE",
         help="write the results as JSON, replacing earlier ones in FILE; - for standard output, which then carries "
@@ -68,8 +76,10 @@ def parse_arguments(arguments=None):
     )
     add_threads(parser)
     options = parser.parse_args(arguments)
-    if not (options.data or options.hellaswag):
-        parser.error("nothing to evaluate: give --data, --hellaswag or both")
+    if not (options.data or options.hellaswag or options.chat):
+        parser.error("nothing to evaluate: give --data, --hellaswag or --chat")
+    if options.stride is not None and not options.data:
+        parser.error("--stride goes with --data")
     if options.compat and (not options.data or options.stride is not None):
         parser.error("--compat requires --data and excludes --stride")
     numbers = {"--batch-size": options.batch_size, "--seq-len": options.seq_len, "--stride": options.stride}
@@ -85,6 +95,7 @@ def evaluate(options):
     if options.hellaswag:
         count_examples(options.hellaswag, model.config)  # report a bad file before spending time on --data
     vocabulary = _checked_vocabulary(model, options)
+    talks = read_talks(options.chat, vocabulary, model.config) if options.chat else None
     prepare_kernels()
     results = {"model": options.model}
     if options.data and options.compat:
@@ -94,6 +105,9 @@ def evaluate(options):
     if options.hellaswag:
         results["hellaswag"] = {"file": options.hellaswag} | evaluate_hellaswag(model, options.hellaswag)
         _print_hellaswag(results["hellaswag"])
+    if talks:
+        results["chat"] = {"file": options.chat} | evaluate_chat(model, vocabulary, talks)
+        _print_chat(results["chat"])
     return results
 
 
@@ -154,6 +168,17 @@ def _print_hellaswag(result):
     print(f"HellaSwag, {result['examples']:,} examples")
     print(f"accuracy {result['accuracy']:.4f}{_plus_minus(result['standard_error'])}")
     print(f"length-normalised accuracy {result['accuracy_norm']:.4f}{_plus_minus(result['standard_error_norm'])}")
+
+
+def _print_chat(result):
+    long = result["too_long"]
+    if long:
+        named = ", ".join(long[:NAMED]) + (", ..." if len(long) > NAMED else "")
+        print(f"left out, as longer than the context: {len(long):,} of {result['conversations']:,}: {named}")
+    print("{tokens:,} tokens of the assistant in {conversations:,} conversations".format(**result))
+    print(f"loss {result['loss']:.6f}{_plus_minus(result['standard_error'])} nats per token")
+    print("token accuracy {accuracy:.4f}".format(**result))
+    print("exact answers {exact:,} of {answers:,}, ended by the model {ended:,}".format(**result))
 
 
 def _plus_minus(error):

@@ -1,5 +1,6 @@
 """GPT-2 in flat arrays, its forward and backward pass each a sequence of kernels."""
 
+import dataclasses
 import zlib
 
 import numpy as np
@@ -8,7 +9,7 @@ from gpt2.errors import UserError
 from gpt2.formats import llmc, pretrained
 from gpt2.formats.tokenizer_folder import GPT2_SIZE
 from gpt2.kernels.attention import attention_backward, attention_forward, attention_scratch_shape
-from gpt2.kernels.classifier import classifier_backward, classifier_forward
+from gpt2.kernels.classifier import classifier_backward, classifier_forward, gather_rows, scatter_rows
 from gpt2.kernels.dropout import KEEP_ALL, dropout_forward, dropout_residual_forward
 from gpt2.kernels.encoder import encoder_backward, encoder_forward
 from gpt2.kernels.layernorm import layernorm_backward, layernorm_forward
@@ -28,6 +29,7 @@ from gpt2.memory import allocate
 
 # Rows whose logits exist at a time: at GPT-2's vocabulary 256 rows are 51 MB.
 CLASSIFIER_ROWS = 256
+NO_TARGET = -1
 # Where dropout acts: the sum of the embeddings, as of layer 0; in each layer, attention's probabilities, and what
 # attention and the MLP add to the residual stream.
 EMBEDDINGS, PROBABILITIES, ATTENTION_BRANCH, MLP_BRANCH = range(4)
@@ -85,8 +87,9 @@ def scratch_layout(config, B, T):
 
 
 def logits_layout(config, N):
-    """The chunk of logits that exists at a time, out of N rows."""
-    return Layout({"logits": (min(N, CLASSIFIER_ROWS), config.Vp)})
+    """The chunk of logits that exists at a time, out of N rows, and of hidden activations if only some rows count."""
+    rows = min(N, CLASSIFIER_ROWS)
+    return Layout({"logits": (rows, config.Vp), "counted": (rows, config.C)})
 
 
 class GPT2:
@@ -179,6 +182,22 @@ class GPT2:
         vocabulary, _ = pretrained.find_vocabulary(name)
         return cls._from_parameters(*weights, pretrained.has_random_weights(name), vocabulary)
 
+    def grown(self, V):
+        """Returns a model with V tokens, more than this one has, which must not be used any more.
+
+        The new rows of wte are the mean of the old ones. Raises UserError if there is too little memory.
+        """
+        config = dataclasses.replace(self.config, V=V)
+        layout, params_flat = parameter_layout(config), self._params_flat
+        is_untrained = self.is_untrained
+        if config.Vp != self.config.Vp:
+            params_flat = allocate(layout.size, params_flat.dtype, "the parameters")
+            for name, tensor in layout.views(params_flat).items():
+                tensor[: len(self.params[name])] = self.params[name]
+        wte = layout.views(params_flat)["wte"]
+        wte[self.config.V : V] = wte[: self.config.V].mean(axis=0, dtype=np.float64)
+        return self._from_parameters(config, params_flat, is_untrained, self.vocabulary)
+
     def __reduce__(self):
         # A copy's tensors must be views of its own arrays. It starts without gradients and activations.
         return type(self)._from_parameters, (self.config, self.params_flat, self.is_untrained, self.vocabulary)
@@ -194,7 +213,8 @@ class GPT2:
     def forward(self, tokens, targets=None):
         """Runs the model; returns the mean cross-entropy in nats, or None without targets.
 
-        tokens, targets: integers (B,T) below V, T at most maxT. What a backward pass needs is kept until the next call.
+        tokens, targets: integers (B,T) below V, T at most maxT. A target of -1 has no loss and does not count, but one
+        must. What a backward pass needs is kept until the next call.
         """
         tokens, targets = self._begin(tokens, targets)
         self._forward_trunk(tokens)
@@ -210,24 +230,24 @@ class GPT2:
         self._classify(targets, beta=1.0)
         self._backward_trunk(tokens, dropout, beta=1.0)
 
-    def overwrite_gradients(self, tokens, targets, dropout=None):
+    def overwrite_gradients(self, tokens, targets, dropout=None, weight=1.0):
         """Sets `grads` to the gradients of the mean loss of a batch; returns that loss.
 
         The same as zero_grad(), forward() and backward(), but faster: nothing is cleared first, and the logits are
         computed once instead of twice. tokens, targets: as in `forward`. dropout: a kernels.dropout.Dropout, or None
-        to drop nothing, as `forward` does.
+        to drop nothing, as `forward` does. weight: what the gradients, not the loss, are multiplied by.
         """
-        return self._forward_backward(tokens, targets, dropout, beta=0.0)
+        return self._forward_backward(tokens, targets, dropout, weight, beta=0.0)
 
-    def add_gradients(self, tokens, targets, dropout=None):
+    def add_gradients(self, tokens, targets, dropout=None, weight=1.0):
         """Does the same as `overwrite_gradients`, but adds to `grads`: for the further micro-batches of a step."""
-        return self._forward_backward(tokens, targets, dropout, beta=1.0)
+        return self._forward_backward(tokens, targets, dropout, weight, beta=1.0)
 
-    def _forward_backward(self, tokens, targets, dropout, beta):
+    def _forward_backward(self, tokens, targets, dropout, weight, beta):
         tokens, targets = self._begin(tokens, targets)
         _ = self.grads  # allocated before anything changes: there may be no memory for them
         self._forward_trunk(tokens, dropout)
-        loss = self._classify(targets, beta)
+        loss = self._classify(targets, beta, weight)
         self._backward_trunk(tokens, dropout, beta)
         self._batch = tokens, targets, dropout
         return loss
@@ -237,7 +257,7 @@ class GPT2:
         self.forward(tokens)
         B, T = self._shape
         out = np.empty((B * T, self.config.V), self.params_flat.dtype)
-        for rows, logits in self._classifier_chunks():
+        for rows, logits in self._classifier_chunks(B * T):
             matmul_nt(logits, self.acts["lnf"][rows], self.params["wte"])
             out[rows] = logits[:, : self.config.V]
         return out.reshape(B, T, self.config.V)
@@ -253,20 +273,22 @@ class GPT2:
 
     def _begin(self, tokens, targets):
         """Returns the batch as int32 copies, checked, with the activations ready for it."""
-        tokens, targets = self._checked(tokens), None if targets is None else self._checked(targets)
+        tokens, targets = self._checked(tokens), None if targets is None else self._checked(targets, NO_TARGET)
         if targets is not None and targets.shape != tokens.shape:
             raise UserError(f"targets of shape {targets.shape} do not go with tokens of shape {tokens.shape}")
+        if targets is not None and targets.max() == NO_TARGET:
+            raise UserError("no token of the batch has a target: expected one at least")
         self._batch = None
         self._reserve(*tokens.shape)
         return tokens, targets
 
-    def _checked(self, tokens):
+    def _checked(self, tokens, lowest=0):
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.size == 0 or tokens.dtype.kind not in "iu":
             raise UserError(f"tokens of shape {tokens.shape}, {tokens.dtype}: integers (B, T) expected, at least one")
         if tokens.shape[1] > self.config.maxT:
             raise UserError(f"{tokens.shape[1]} tokens in a row, but the model's positions end at {self.config.maxT}")
-        if tokens.min() < 0 or tokens.max() >= self.config.V:
+        if tokens.min() < lowest or tokens.max() >= self.config.V:
             raise UserError(f"a token is not between 0 and the vocabulary's last, {self.config.V - 1}")
         # A copy: the backward pass trusts what was checked here.
         return np.array(tokens, dtype=np.int32, order="C")
@@ -314,29 +336,43 @@ class GPT2:
             residual = residual3
         layernorm_forward(a["lnf"], a["lnf_mean"], a["lnf_rstd"], residual, p["lnfw"], p["lnfb"])
 
-    def _classify(self, targets, beta=None):
-        """Returns the mean loss of targets (B,T).
+    def _classify(self, targets, beta=None, weight=1.0):
+        """Returns the mean loss of targets (B,T) other than NO_TARGET; the rows of the others do no work.
 
         Unless beta is None, it also does the classifier's backward pass, down to "dhidden": each chunk of logits
-        becomes its own gradient in place. dwte is first multiplied by beta.
+        becomes its own gradient, times weight, in place. dwte is first multiplied by beta.
         """
-        a, V, wte, N = self.acts, self.config.V, self.params["wte"], targets.size
+        a, s, V, wte = self.acts, self.scratch, self.config.V, self.params["wte"]
         targets = targets.reshape(-1)
-        for rows, logits in self._classifier_chunks():
-            lnf, lse = a["lnf"][rows], a["logits_lse"][rows]
-            matmul_nt(logits, lnf, wte)
-            classifier_forward(a["losses"][rows], lse, logits, targets[rows], V)
+        counted = np.flatnonzero(targets != NO_TARGET)
+        N, is_masked = counted.size, counted.size < targets.size
+        if is_masked:
+            a["losses"].fill(0)
+            s["dhidden"].fill(0)
+        for chunk, logits in self._classifier_chunks(N):
+            lse = a["logits_lse"][chunk]
+            if is_masked:
+                rows, losses = counted[chunk], np.empty(chunk.stop - chunk.start, lse.dtype)
+                hidden = dhidden = s["counted"][: rows.size]
+                gather_rows(hidden, a["lnf"], rows)
+            else:
+                rows, losses, hidden, dhidden = chunk, a["losses"][chunk], a["lnf"][chunk], s["dhidden"][chunk]
+            matmul_nt(logits, hidden, wte)
+            classifier_forward(losses, lse, logits, targets[rows], V)
             if beta is not None:
-                classifier_backward(logits, lse, targets[rows], 1.0 / N, V)
-                matmul_nn(self.scratch["dhidden"][rows], logits, wte)
-                matmul_tn(self.grads["wte"], logits, lnf, beta)
+                classifier_backward(logits, lse, targets[rows], weight / N, V)
+                matmul_tn(self.grads["wte"], logits, hidden, beta)
+                matmul_nn(dhidden, logits, wte)
                 beta = 1.0
-        return float(a["losses"].sum(dtype=np.float64) / N)
+            if is_masked:
+                a["losses"][rows] = losses
+                scatter_rows(s["dhidden"], dhidden, rows)
+        losses = a["losses"][counted] if is_masked else a["losses"]
+        return float(losses.sum(dtype=np.float64) / N)
 
-    def _classifier_chunks(self):
-        """Yields (range of rows, place for their logits) over all rows."""
+    def _classifier_chunks(self, N):
+        """Yields (range of rows, place for their logits) over N rows."""
         logits = self.scratch["logits"]
-        N = self.acts["lnf"].shape[0]
         for start in range(0, N, CLASSIFIER_ROWS):
             rows = slice(start, min(N, start + CLASSIFIER_ROWS))
             yield rows, logits[: rows.stop - start]

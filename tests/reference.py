@@ -164,14 +164,19 @@ def forward(params, config, tokens, mask=no_dropout):
 
 
 def loss_and_gradients(params, config, tokens, targets, mask=no_dropout):
-    """Returns (mean loss, dict of the 16 gradients), the gradients in the shapes of `params`. mask: see `forward`."""
+    """Returns (mean loss, dict of the 16 gradients), the gradients in the shapes of `params`. mask: see `forward`.
+
+    targets: -1 where there is none, and no loss.
+    """
     logits, trace = forward(params, config, tokens, mask)
     B, T = tokens.shape
     params = _float64(params)
     grads = {name: np.zeros(tensor.shape) for name, tensor in params.items()}
     V = config.V
     residual, lnf = trace[-2:]
-    dlogits = cross_entropy_backward(np.full(targets.shape, 1 / targets.size), logits, targets)
+    weights = (targets >= 0) / np.count_nonzero(targets >= 0)
+    targets = np.maximum(targets, 0)
+    dlogits = cross_entropy_backward(weights, logits, targets)
     dlnf, grads["wte"][:V], _ = linear_backward(dlogits, lnf, params["wte"][:V], np.zeros(V))
     dresidual, grads["lnfw"], grads["lnfb"] = layernorm_backward(dlnf, residual, params["lnfw"], params["lnfb"])
     for l in reversed(range(config.L)):
@@ -192,7 +197,7 @@ def loss_and_gradients(params, config, tokens, targets, mask=no_dropout):
     dencoded = mask(0, 0, B, T, config.C) * dresidual
     dwte, grads["wpe"] = embedding_backward(dencoded, tokens, params["wte"], params["wpe"])
     grads["wte"] += dwte
-    return float(cross_entropy(logits, targets).mean()), grads
+    return float((weights * cross_entropy(logits, targets)).sum()), grads
 
 
 def adamw(param, grad, m, v, step, lr, beta1, beta2, eps, weight_decay):

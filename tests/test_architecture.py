@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the bottom up: a layer imports itself and the layers before it.
 LAYERS = ("kernels", "core", "formats", "data", "inference", "training", "commands")
-COMMANDS = {"arguments", "prepare", "generate", "evaluate", "convert", "verify", "profile", "checkpoint"}
+COMMANDS = {"arguments", "prepare", "generate", "chat", "evaluate", "convert", "verify", "profile", "checkpoint"}
 KERNEL_LIBRARIES = {"numba", "llvmlite"}
 # GPT2.load and GPT2.from_pretrained stand where a reader looks for them; the package registers the kernels' warm-up.
 EXCEPTIONS = {("gpt2.model", "gpt2.formats"), ("gpt2", "gpt2.inference.warmup")}

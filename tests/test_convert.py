@@ -12,7 +12,7 @@ import tokenizers
 from gpt2 import GPT2, convert
 from gpt2.config import GPT2Config
 from gpt2.data import tokenizer
-from gpt2.data.vocabulary import Vocabulary, save_vocabulary
+from gpt2.data.vocabulary import Vocabulary, held_vocabulary, save_vocabulary
 from gpt2.errors import UserError, run_command
 from gpt2.formats import files, tensors
 from gpt2.formats.huggingface import load_folder
@@ -399,6 +399,18 @@ def test_a_full_disk_leaves_the_old_model(model, tmp_path, monkeypatch, call, fo
         refused("^folder: the disk is full", "ours.bin", "folder", force=force)
     if force:
         assert np.array_equal(load_folder("folder")[1], before)
+
+
+def test_a_full_disk_leaves_the_old_model_file_its_vocabulary(model, monkeypatch):
+    save_own(byte_level(), "own.bin")
+    before = held_vocabulary("own_vocabulary")
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gpt2.formats.llmc.write_floats", refuse)
+    refused("^own.bin: the disk is full", "ours.bin", "own.bin", force=True)
+    assert held_vocabulary("own_vocabulary") == before
 
 
 def test_a_disk_that_fills_up_during_the_write(model, monkeypatch):

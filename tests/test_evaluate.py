@@ -487,7 +487,14 @@ def test_results_into_a_device(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["", "--data a.bin --compat other", "--hellaswag h.bin --compat llmc", "--data a.bin --wrong"]
+    "arguments",
+    [
+        "",
+        "--data a.bin --compat other",
+        "--hellaswag h.bin --compat llmc",
+        "--data a.bin --wrong",
+        "--hellaswag h.bin --stride 3",
+    ],
 )
 def test_usage_errors(folder, capsys, arguments):
     with pytest.raises(SystemExit) as caught:

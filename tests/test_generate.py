@@ -1,6 +1,7 @@
 """python -m gpt2.generate, on a small model with a vocabulary of its own, the bytes and " t"."""
 
 import io
+import json
 import os
 import pathlib
 import subprocess
@@ -118,14 +119,6 @@ def test_a_prompt_with_crlf_and_a_byte_order_mark_is_the_same_prompt(run, monkey
         assert run(*options).out == expected
 
 
-def test_crlf_and_a_byte_order_mark_do_not_matter_in_a_conversation(run, monkeypatch):
-    texts = []
-    for data in ("né\nx\n", "\ufeffné\r\nx\r\n"):
-        monkeypatch.setattr(sys, "stdin", piped(data.encode()))
-        texts.append(run("--interactive", "--temperature", "0", "--max-new-tokens", "5").out)
-    assert texts[0] == texts[1]
-
-
 def test_a_prompt_of_a_million_blanks(run):
     options = ("--temperature", "0", "--max-new-tokens", "5")
     pathlib.Path("prompt.txt").write_text(" " * 1_000_001 + "x")
@@ -207,6 +200,29 @@ def test_beam_search(run):
     assert run("--prompt", "a t", "--num-beams", "4", "--max-new-tokens", "10").out == expected + "\n"
 
 
+PROMPTS = ["a", "to be t", "né\n", "x" * 30, "a t t t" * 4, *("abcdefghijk"[:n] for n in range(2, 12)), "y" * 40]
+
+
+@pytest.mark.parametrize(
+    "more", ["--temperature 0", "--temperature 0 --show-tokens", "--seed 3 --repetition-penalty 2"]
+)
+def test_prompts_side_by_side_give_the_text_of_each_alone(run, more):
+    """More prompts than fit a batch, of different lengths, past the end of the window, and one that is too long."""
+    save_model("m.bin", end_of_text=0.3)  # ends some
+    options = ("--max-new-tokens", "40", *more.split())
+    with open("prompts.jsonl", "w") as file:
+        for number, prompt in enumerate(PROMPTS):
+            file.write(json.dumps(prompt if number % 2 else {"prompt": prompt, "id": number}) + "\n\n")
+    together = run("--prompt-file", "prompts.jsonl", *options)
+    alone = [run("--prompt", prompt, *options).out for prompt in PROMPTS]
+    assert len(set(alone)) > 12
+    count, end = len(PROMPTS), "" if "--show-tokens" in more else "\n"
+    headings = [f"--- prompt {number} of {count} ---\n" for number in range(1, count + 1)]
+    expected = (heading + text.removesuffix(end) + "\n" for heading, text in zip(headings, alone, strict=True))
+    assert together.out == "".join(expected)
+    assert together.err.startswith("prompt of 40 tokens exceeds the context of 32") and "no longer sees" in together.err
+
+
 def test_model_with_another_vocabulary_prints_ids(folder, capsys):
     model = GPT2(GPT2Config(maxT=16, V=30, L=1, NH=1, C=8))
     model.save("other.bin")
@@ -217,7 +233,7 @@ def test_model_with_another_vocabulary_prints_ids(folder, capsys):
         printed = capsys.readouterr()
         assert printed.err == f"{problem}: printing token ids\n"
         assert len(printed.out.split()) == 6 and all(int(id) < 30 for id in printed.out.split())
-    for refused in (["--prompt", "a"], ["--stop", "a"], ["--interactive"]):
+    for refused in (["--prompt", "a"], ["--stop", "a"]):
         with pytest.raises(UserError, match=f"^{problem}: .* requires the model's vocabulary$"):
             main([*options, *refused])
 
@@ -242,11 +258,16 @@ def test_model_with_another_vocabulary_prints_ids(folder, capsys):
         ("--num-beams 2 --top-k 5", "--num-beams excludes --top-k"),
         ("--num-beams 2 --temperature 1", "--num-beams excludes --temperature"),
         ("--num-beams 2 --num-samples 2", "--num-beams excludes --num-samples"),
-        ("--interactive --num-samples 2", "--interactive excludes --num-samples"),
-        ("--interactive --prompt-file -", "--interactive excludes --prompt-file -"),
-        ("--interactive --show-tokens", "--interactive excludes --show-tokens"),
         ("--prompt a --prompt-file b", "--prompt and --prompt-file exclude each other"),
         ("--prompt-file missing.txt", "missing.txt: No such file"),
+        ("--prompt-file missing.jsonl", "missing.jsonl: No such file"),
+        ("--prompt-file empty.jsonl", "empty.jsonl: empty, expected a prompt in each line"),
+        ("--prompt-file broken.jsonl", "broken.jsonl: line 2: not JSON: "),
+        ("--prompt-file number.jsonl", "number.jsonl: line 3: 7, expected a text or "),
+        ("--prompt-file blank.jsonl", "blank.jsonl: line 1: the prompt is empty"),
+        ("--prompt-file half.jsonl", "half.jsonl: line 1: not UTF-8 at byte 1"),
+        ("--prompt-file two.jsonl --num-samples 2", "two.jsonl: several prompts exclude --num-samples"),
+        ("--prompt-file two.jsonl --num-beams 2", "two.jsonl: several prompts exclude --num-beams"),
         ("--prompt-file empty.txt", "empty.txt: the prompt is empty"),
         ("--prompt-file /proc/self/mem", "/proc/self/mem: Input/output error"),
         ("--prompt-file /dev/zero", "/dev/zero: a prompt of more than"),
@@ -260,6 +281,9 @@ def test_model_with_another_vocabulary_prints_ids(folder, capsys):
 def test_bad_input_is_one_line(run, arguments, message):
     pathlib.Path("empty.txt").write_bytes(b"\n")
     pathlib.Path("latin.txt").write_bytes("caé".encode("latin-1"))
+    lines = {"empty": "\n", "broken": '"a"\n{', "number": '"a"\n\n7', "blank": '{"prompt": ""}', "half": '"a\\udc00"'}
+    for name, text in lines.items():
+        pathlib.Path(f"{name}.jsonl").write_text(text)
     with pytest.raises(UserError) as error:
         run(*arguments.split())
     assert message in str(error.value) and "\n" not in str(error.value)

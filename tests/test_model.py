@@ -61,6 +61,67 @@ def test_logits_loss_and_gradients_equal_the_reference(config, B, T, dtype, tole
         assert difference <= tolerance * max(np.linalg.norm(expected), 1e-3 * whole), f"d{name}"
 
 
+def masked_batch(config, B, T, rng, share=0.7):
+    """A batch of which about that share of the targets is -1, the first row's all, and not all of the last row's."""
+    tokens, targets = random_batch(config, B, T, rng)
+    targets[rng.random((B, T)) < share] = -1
+    targets[0], targets[-1, -1] = -1, 0
+    return tokens, targets
+
+
+@pytest.mark.parametrize(
+    ("config", "B", "T"),
+    [
+        pytest.param(TINY, 2, 5, id="tiny"),
+        pytest.param(TINY, 2, 1, id="tiny-one-token"),
+        pytest.param(WIDE, 5, 101, id="wide"),
+    ],
+)
+@both_precisions(1e-5, 1e-11)
+def test_targets_that_do_not_count(config, B, T, dtype, tolerance, monkeypatch):
+    monkeypatch.setattr(gpt2.model, "CLASSIFIER_ROWS", 40)  # several chunks of the wide one's rows
+    model = make(config, 21, dtype)
+    tokens, targets = masked_batch(config, B, T, np.random.default_rng(22))
+    expected_loss, expected_grads = reference.loss_and_gradients(model.params, config, tokens, targets)
+    model.forward(tokens, tokens)  # leaves losses everywhere
+    assert model.overwrite_gradients(tokens, targets) == pytest.approx(expected_loss, rel=tolerance)
+    losses = model.acts["losses"].reshape(B, T)
+    assert losses[targets >= 0].mean() == pytest.approx(expected_loss, rel=10 * tolerance)
+    assert not losses[targets < 0].any()
+    whole = np.sqrt(sum(np.sum(grad**2) for grad in expected_grads.values()))
+    for name, expected in expected_grads.items():
+        difference = np.linalg.norm(model.grads[name] - expected)
+        assert difference <= tolerance * max(np.linalg.norm(expected), 1e-3 * whole), f"d{name}"
+    grads = model.grads_flat.copy()
+    assert model.forward(tokens, targets) == pytest.approx(expected_loss, rel=tolerance)
+    model.zero_grad()
+    model.backward()
+    assert np.array_equal(model.grads_flat, grads)
+    model.overwrite_gradients(tokens, targets, weight=0.25)
+    assert_close(model.grads_flat, grads.astype(float) / 4, tolerance)
+
+
+@pytest.mark.parametrize("extra", [1, 5, 16])
+def test_padding_behind_a_row_changes_no_bit(extra):
+    config = GPT2Config(maxT=32, V=131, L=2, NH=2, C=32)
+    tokens, targets = masked_batch(config, 3, 16, np.random.default_rng(23))
+    results = []
+    for width in (0, extra):
+        model = make(config, 24)
+        padded = np.pad(tokens, ((0, 0), (0, width))), np.pad(targets, ((0, 0), (0, width)), constant_values=-1)
+        loss = model.overwrite_gradients(*padded)
+        results.append((loss, model.grads_flat.copy(), model.forward(*padded)))
+    assert results[0][0] == results[1][0] and results[0][2] == results[1][2]
+    assert np.array_equal(results[0][1], results[1][1])
+
+
+def test_some_target_must_count():
+    with pytest.raises(UserError, match="no token of the batch has a target"):
+        GPT2(TINY).forward([[1, 2]], [[-1, -1]])
+    with pytest.raises(UserError, match="vocabulary"):
+        GPT2(TINY).forward([[-1, 2]], [[-1, 1]])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_by_finite_differences_tiny(name):
     model = make(TINY, 3, np.float64)
@@ -262,7 +323,7 @@ def test_forward_without_targets_returns_none_and_has_no_backward_tiny():
     ("tokens", "message"),
     [
         ([[0, 11]], "vocabulary"),
-        ([[0, -1]], "vocabulary"),
+        ([[0, -2]], "vocabulary"),
         ([0, 1], "shape"),
         (np.zeros((0, 3), np.int32), "shape"),
         (np.zeros((1, 8), np.int32), "positions end at 7"),

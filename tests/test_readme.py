@@ -31,7 +31,7 @@ SCRIPTS = {
     "bench/compare.py": "bench.compare",
     "bench/generate.py": "bench.generate",
 }
-MODULES = ("prepare", "generate", "evaluate", "convert", "checkpoint", "verify", "profile")
+MODULES = ("prepare", "generate", "chat", "evaluate", "convert", "checkpoint", "verify", "profile")
 COMMANDS = [*(f"gpt2.{module}" for module in MODULES), "tests.soak"]  # started by python -m
 
 
@@ -159,6 +159,8 @@ def test_every_command_shown_parses(words, monkeypatch):
     if words[0] == "bash":
         if words[2:3] == ["test"]:
             return  # pytest's options
+        if words[2:] == ["chat"]:
+            return  # see test_build_chat.py
         words = ["python", "train_gpt2.py", *words[2:]]
     if words[1] == "-m":
         name, arguments = words[2], words[3:]
@@ -195,7 +197,7 @@ def parse(name, arguments, monkeypatch):
 def test_every_option_named_in_the_text_exists(monkeypatch):
     known = set()
     arguments = {"prepare": ["a", "--name", "a"], "convert": ["a", "b"], "verify": ["a", "b"], "checkpoint": ["a"]}
-    arguments |= {"evaluate": ["--model", "gpt2", "--data", "a"]}
+    arguments |= {"evaluate": ["--model", "gpt2", "--data", "a"], "chat": ["--model", "gpt2"]}
     for name in [*SCRIPTS.values(), *COMMANDS]:
         with monkeypatch.context() as patch:
             known |= parse(name, arguments.get(name.partition(".")[2], []), patch)._option_string_actions.keys()

@@ -14,7 +14,8 @@ import pytest
 
 from gpt2 import GPT2, GPT2Config, convert, generate
 from gpt2.data import download, tokenizer
-from gpt2.data.vocabulary import GPT2Vocabulary, byte_pairs, characters, load_vocabulary, save_vocabulary
+from gpt2.data.trained_vocabulary import byte_pairs, characters
+from gpt2.data.vocabulary import GPT2Vocabulary, load_vocabulary, save_vocabulary
 from gpt2.formats import files
 from tests.support.foreign import require
 from tests.support.numeric import randomise

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from gpt2 import GPT2, GPT2Config, convert, evaluate, generate
-from gpt2.data.vocabulary import load_vocabulary, model_vocabulary, save_vocabulary
+from gpt2 import GPT2, GPT2Config, chat, convert, evaluate, generate
+from gpt2.data.vocabulary import GPT2Vocabulary, load_vocabulary, model_vocabulary, save_vocabulary
 from gpt2.errors import UserError, run_command
 from gpt2.formats import tokenizer_folder
 from gpt2.formats.llmc import UNKNOWN_VOCABULARY, write_tokens
@@ -79,7 +79,7 @@ def refused(command, *arguments):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_models_text_is_that_of_its_vocabulary_wherever_it_is(place, capsys, monkeypatch):
+def test_a_models_text_is_that_of_its_vocabulary_wherever_it_is(place, capsys):
     words, model = load_vocabulary("own_vocabulary"), GPT2.load("mine.bin")
     window = words.encode("to be")
     for _ in range(20):
@@ -87,8 +87,6 @@ def test_a_models_text_is_that_of_its_vocabulary_wherever_it_is(place, capsys, m
     text = words.decode(window)
     assert len(set(text)) > 6
     assert continuation("--model", place, "--prompt", "to be", capsys=capsys) == (f"{text[5:]}\n", "")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"to be\n")))
-    assert text[5:] in continuation("--model", place, "--interactive", capsys=capsys).out
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -138,6 +136,14 @@ def test_a_model_of_gpt2s_size_may_have_another_vocabulary():
     model.save("other.bin")
     assert model.vocabulary == UNKNOWN_VOCABULARY == GPT2.load("other.bin").vocabulary
     assert model_vocabulary("other.bin").problem == f"other.bin: {LOST}"
+
+
+def test_a_model_of_more_tokens_may_have_gpt2s_vocabulary():
+    model = GPT2(GPT2Config(maxT=4, V=50304, L=1, NH=1, C=4))
+    model.vocabulary = None
+    model.save("padded.bin")
+    assert GPT2.load("padded.bin").vocabulary is None
+    assert isinstance(model_vocabulary("padded.bin"), GPT2Vocabulary)
 
 
 def test_a_folder_comes_back_whole():
@@ -207,8 +213,9 @@ def test_a_model_without_its_vocabulary_still_does_what_it_can(capsys):
     printed = continuation("--model", "mine.bin", capsys=capsys)
     assert printed.err == f"mine.bin: {LOST}: printing token ids\n"
     assert len(printed.out.split()) == 20 and printed.out.replace(" ", "").strip().isdigit()
-    for more in (["--prompt", "a"], ["--stop", "a"], ["--interactive"]):
+    for more in (["--prompt", "a"], ["--stop", "a"]):
         assert refused(generate, "--model", "mine.bin", *more).startswith(f"mine.bin: {LOST}: ")
+    assert refused(chat, "--model", "mine.bin", "-p", "a").startswith(f"mine.bin: {LOST}: ")
     evaluate.main(["--model", "mine.bin", "--data", "own_train.bin"])  # it takes the data's
     assert f"mine.bin: {LOST}: it is taken to be that of own_train.bin\n" in (out := capsys.readouterr().out)
     assert "bits per byte" in out and "no bits per byte" not in out
@@ -248,3 +255,12 @@ def test_gpt2_with_added_tokens_takes_gpt2s_data(monkeypatch, capsys):
     assert "bits per byte" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"^gpt2_val\.bin: tokens of another vocabulary"):
         evaluate.main(["--model", "theirs", "--data", "gpt2_val.bin"])
+
+
+def test_the_vocabulary_beside_a_model_file_that_says_nothing_is_its():
+    model, words = GPT2.load("mine.bin"), load_vocabulary("mine_vocabulary")
+    model.vocabulary = UNKNOWN_VOCABULARY
+    model.save("silent.bin")
+    assert model_vocabulary("silent.bin").problem
+    shutil.copytree("mine_vocabulary", "silent_vocabulary")
+    assert model_vocabulary("silent.bin").sha256 == GPT2.load("silent.bin").vocabulary == words.sha256

@@ -13,15 +13,18 @@ from tqdm import tqdm
 
 from gpt2.data import texts, vocabulary
 from gpt2.data.tokenizer import cut_points
+from gpt2.data.trained_vocabulary import byte_pairs, characters
 from gpt2.errors import UserError, from_os_error, safe_repr
 from gpt2.formats import files
 from gpt2.formats.llmc import write_token_file
+from gpt2.formats.tokenizer_folder import END_OF_TEXT
 from gpt2.output import lossy_output
 
 SHARD = 100_000_000  # tokens of a training file
 BATCH = 2**18  # characters tokenised at a time
 MIN_TOKENS, MIN_SPLIT = 20, 2  # of the texts, of a split: a token and its target
 FIRST = 40  # tokens shown
+FAR = 0.05  # of the tokens, that the splits may be off without a word
 LONG_WORD = 2**13  # characters
 
 
@@ -119,7 +122,7 @@ def _take(tokens, batch, encoded):
     tokens.add(*encoded.result())
     for _, _, text in batch:
         tokens.bytes += len(text.encode())
-        tokens.separators += text.count(vocabulary.END_OF_TEXT)
+        tokens.separators += text.count(END_OF_TEXT)
 
 
 @lossy_output(then_raise=True)
@@ -130,25 +133,38 @@ def prepare_texts(inputs, name, vocab, form, data_dir, val_fraction=0.1, val_at=
     NAME_vocabulary. form: a texts.Form. val_fraction: of the tokens, as nearly as documents allow, at the start or the
     end. force: replace what an earlier call made. Raises UserError.
     """
-    folder = pathlib.Path(data_dir)
-    files.make_folder(folder)
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise UserError(f"--name {safe_repr(name)}: choose letters, digits, dots, dashes and underscores")
-    if not 0 < val_fraction < 1:
-        raise UserError(f"--val-fraction {val_fraction:g}: choose a number above 0 and below 1")
-    earlier = [*folder.glob(f"{name}_train.bin"), *folder.glob(f"{name}_train_[0-9]*.bin")]
-    earlier += [path for path in (folder / f"{name}_val.bin", folder / f"{name}_vocabulary") if path.exists()]
-    if earlier and not force:
-        raise UserError(f"{earlier[0]}: is there already; choose another --name, or --force to replace it")
+    folder, earlier = destination(name, data_dir, val_fraction, force)
     paths = texts.expand(inputs)
-    words = _vocabulary(vocab, paths, form)
+    found = (text for _, _, text in _documents(paths, form, "making the vocabulary"))
+    words = named_vocabulary(vocab, paths, found)
     with Tokens.temporary(folder) as tokens:
         tokenise(_documents(paths, form, "tokenising"), words, tokens)
         return _write(tokens, words, folder, name, (val_fraction, val_at), earlier)
 
 
-def _vocabulary(vocab, paths, form):
-    """Returns the Vocabulary that --vocab names, trained on the texts if need be."""
+def destination(name, data_dir, val_fraction, force):
+    """Returns (folder, files that an earlier call made under this name), creating the folder.
+
+    Raises UserError for a name or fraction that cannot be, and if there are such files, unless `force`.
+    """
+    folder = pathlib.Path(data_dir)
+    files.make_folder(folder)
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"--name {safe_repr(name)}: choose letters, digits, dots, dashes and underscores")
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"--val-fraction {val_fraction:g}: choose a number from 0, for no validation part, below 1")
+    earlier = [*folder.glob(f"{name}_train.bin"), *folder.glob(f"{name}_train_[0-9]*.bin")]
+    earlier += [path for path in (folder / f"{name}_val.bin", folder / f"{name}_vocabulary") if path.exists()]
+    if earlier and not force:
+        raise UserError(f"{earlier[0]}: is there already; choose another --name, or --force to replace it")
+    return folder, earlier
+
+
+def named_vocabulary(vocab, paths, found):
+    """Returns the vocabulary that --vocab names, made of the texts `found`, an iterable, if need be.
+
+    paths: where those come from.
+    """
     if vocab == "gpt2":
         return vocabulary.GPT2Vocabulary()
     size = re.fullmatch(r"bpe:(\d+)", vocab)
@@ -156,10 +172,9 @@ def _vocabulary(vocab, paths, form):
         return vocabulary.load_vocabulary(vocab)
     if texts.STDIN in paths:
         raise UserError(f"--vocab {vocab}: reads the texts twice, which standard input cannot be; give a file")
-    found = (text for _, _, text in _documents(paths, form, "making the vocabulary"))
     if not size:
-        return vocabulary.characters("".join(set(text)) for text in found)
-    return vocabulary.byte_pairs(_with_short_words(found), int(size[1]))
+        return characters("".join(set(text)) for text in found)
+    return byte_pairs(_with_short_words(found), int(size[1]))
 
 
 def _with_short_words(found):
@@ -193,40 +208,53 @@ def _write(tokens, words, folder, name, val, earlier):
     starts = range(train_start, train_stop, SHARD)
     shards = [(start, min(start + SHARD, train_stop)) for start in starts]
     paths = [folder / f"{name}_train_{number:04d}.bin" for number in range(len(shards))]
-    paths = [*(paths if len(shards) > 1 else [folder / f"{name}_train.bin"]), folder / f"{name}_val.bin"]
-    if words.sha256:
-        vocabulary.save_vocabulary(words, folder / f"{name}_vocabulary")
-    write_ranges(tokens, [*shards, val_range], paths, words.sha256)
-    for path in earlier:
-        if path.suffix == ".bin" and path not in paths:
-            path.unlink()
+    paths = paths if len(shards) > 1 else [folder / f"{name}_train.bin"]
+    if boundary not in (0, tokens.size):
+        paths, shards = [*paths, folder / f"{name}_val.bin"], [*shards, val_range]
+    vocabulary.save_vocabulary(words, folder / f"{name}_vocabulary")
+    write_ranges(tokens, shards, paths, words.sha256)
+    remove_others(earlier, paths)
     _report(tokens, words, paths, (train_stop - train_start, val_range[1] - val_range[0]))
     return paths
 
 
+def remove_others(earlier, paths):
+    """Removes the token files of an earlier call that are not replaced by `paths`."""
+    for path in earlier:
+        if path.suffix == ".bin" and path not in paths:
+            path.unlink()
+
+
 def _boundary(tokens, fraction, at):
     """Returns where validation begins, at the end of the tokens, or ends, at their start: between two documents."""
+    if not fraction:
+        return tokens.size if at == "end" else 0
     point = round(tokens.size * (1 - fraction if at == "end" else fraction))
     if tokens.documents == 1:
         print("one document: its end is the validation part" if at == "end" else "one document: validation begins it")
         return min(max(point, MIN_SPLIT), tokens.size - MIN_SPLIT)
     inner = tokens.starts()[1:]
     after = min(int(np.searchsorted(inner, point)), inner.size - 1)
-    return int(min(inner[max(after - 1, 0)], inner[after], key=lambda start: abs(start - point)))
+    boundary = int(min(inner[max(after - 1, 0)], inner[after], key=lambda start: abs(start - point)))
+    if abs(boundary - point) > FAR * tokens.size:
+        share = (tokens.size - boundary if at == "end" else boundary) / tokens.size
+        print(f"validation is {share:.0%} of the tokens, not {fraction:.0%}: no document is divided between the splits")
+    return boundary
 
 
 def _report(tokens, words, paths, sizes):
     count, per_token = tokens.documents, tokens.bytes / tokens.size
     plural = "" if count == 1 else "s"
     print(f"{count:,} document{plural}, {tokens.size:,} tokens of {words.size:,}, {per_token:.2f} bytes a token")
-    *train, val = paths
+    train, val = (paths[:-1], paths[-1:]) if sizes[1] else (paths, [])
     shown = train[0] if len(train) == 1 else f"{train[0]} and {len(train) - 1:,} more"
-    print(f"{shown}: {sizes[0]:,} tokens\n{val}: {sizes[1]:,} tokens")
+    for name, size in zip([shown, *val], sizes, strict=False):
+        print(f"{name}: {size:,} tokens")
     start, stop = [*tokens.starts()[:2].tolist(), tokens.size][:2]
     first = words.decode(tokens.range(start, min(stop, start + FIRST)).tolist())
     print(f"the first document begins: {first!r}")
     if tokens.separators:
         print(
-            f"{vocabulary.END_OF_TEXT} is in the texts {tokens.separators:,} times, as ordinary text; "
-            f"--documents '{vocabulary.END_OF_TEXT}' would separate documents there"
+            f"{END_OF_TEXT} is in the texts {tokens.separators:,} times, as ordinary text; "
+            f"--documents '{END_OF_TEXT}' would separate documents there"
         )

@@ -54,7 +54,9 @@ def expand(inputs):
             found.append(each)
         elif os.path.isdir(each):
             paths = sorted(
-                str(path) for path in pathlib.Path(each).rglob("*") if _has_text_name(path) and path.is_file()
+                str(path)
+                for path in pathlib.Path(each).rglob("*")
+                if _has_text_name(path) and path.is_file() and not _is_hidden(path.relative_to(each))
             )
             if not paths:
                 raise UserError(f"{each}: no texts in this folder; expected files named *{', *'.join(PLAIN + RECORDS)}")
@@ -71,7 +73,11 @@ def expand(inputs):
 
 def _has_text_name(path):
     path = path.with_suffix("") if path.suffix in COMPRESSED else path
-    return path.suffix in PLAIN + RECORDS and not path.name.startswith(".")
+    return path.suffix in PLAIN + RECORDS
+
+
+def _is_hidden(path):
+    return any(part.startswith(".") for part in path.parts)
 
 
 def refuse_texts(paths):
@@ -131,6 +137,12 @@ def plain_chunks(path):
 
 def _chunks(file):
     return iter(lambda: file.read(CHUNK), b"")
+
+
+def lines(path, progress=lambda count: None):
+    """Yields (number, line) for a file's lines, numbered from 1, without their ends; progress, errors: as above."""
+    with _opened(path, progress) as file:
+        yield from _lines(decode_chunks(_chunks(file), path))
 
 
 @contextlib.contextmanager
@@ -253,10 +265,12 @@ def _field(record, field, place):
     if isinstance(text, str):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(f"{place}: half of a surrogate pair, which is no text")
-        return text
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     if isinstance(record, dict) and field not in record:
         there = safe_repr(list(record))
-        raise UserError(f"{place}: no field {safe_repr(field)}, but {there}; name it with --text-field")
+        chat = record.keys() & {"messages", "conversations"}
+        advice = "prepare conversations with --chat" if chat else "name it with --text-field"
+        raise UserError(f"{place}: no field {safe_repr(field)}, but {there}; {advice}")
     raise UserError(f"{place}: {safe_repr(text)}, expected a text")
 
 

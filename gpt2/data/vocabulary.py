@@ -5,27 +5,23 @@ their headers, None standing for GPT-2's. The vocabulary itself is a folder besi
 transformers reads as it is, tokenizer_config.json, and all else that came with a model of Hugging Face's.
 """
 
-import codecs
 import functools
-import json
 import os
 import pathlib
 import re
 import shutil
 
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models
 
 from gpt2.data import tokenizer as gpt2_tokenizer
+from gpt2.data.decoders import CLEAN_UP, LONGEST_CLEAN_UP, ByteDecoder, StreamDecoder, byte_level_map, decoded
 from gpt2.errors import UserError
 from gpt2.formats import pretrained
 from gpt2.formats.files import atomic_folder
 from gpt2.formats.llmc import UNKNOWN_VOCABULARY, tokens_vocabulary
 from gpt2.formats.tokenizer_folder import (
     CARRIED,
-    END_OF_TEXT,
     GPT2_SIZE,
-    SETTINGS,
     TOKENIZER,
     TokenizerFolder,
     library_errors,
@@ -33,16 +29,6 @@ from gpt2.formats.tokenizer_folder import (
     token_digest,
     token_list,
 )
-
-LARGEST = 2**16  # token files hold uint16
-BYTES = 256
-# What transformers replaces, in this order, in texts of tokenizers with clean_up_tokenization_spaces.
-CLEAN_UP = (
-    [(f" {mark}", mark) for mark in ".?!,"]
-    + [(" ' ", "'")]
-    + [(f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")]
-)
-LONGEST_CLEAN_UP = 4
 
 
 class Vocabulary:
@@ -112,7 +98,7 @@ class Vocabulary:
         """
         decoder = self._tokenizer.decoder
         if isinstance(decoder, decoders.ByteLevel):
-            in_byte_level = _byte_level_map()
+            in_byte_level = byte_level_map()
         elif isinstance(decoder, decoders.Fuse):
             in_byte_level = {}
         else:
@@ -185,59 +171,6 @@ class UnknownVocabulary:
         folder = folder or TokenizerFolder({})
         self.problem, self.sha256 = problem, sha256
         self.begin, self.ends, self.path, self.files = folder.begin, folder.ends, folder.path, folder.files
-
-
-class ByteDecoder:
-    """Decodes tokens that are bytes, holding back an incomplete character; what is not UTF-8 becomes U+FFFD."""
-
-    def __init__(self, token_bytes):
-        self._bytes = token_bytes
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, id):
-        return self._utf8.decode(self._bytes[id]) if id < len(self._bytes) else ""
-
-    def finish(self):
-        return self._utf8.decode(b"", final=True)
-
-
-class StreamDecoder:
-    """Decodes the tokens of any vocabulary, holding back what a further one may change.
-
-    What it has returned stays, where bytes that are not UTF-8 make the library replace the good ones before them.
-    """
-
-    def __init__(self, decode, held):
-        """decode: takes the list of all ids so far, returns their text. held: characters at its end that may change."""
-        self._decode, self._held = decode, held
-        self._ids, self._shown = [], 0
-
-    def feed(self, id):
-        self._ids.append(id)
-        text = self._decode(self._ids)
-        return self._show(text[: max(0, len(text.rstrip("\ufffd")) - self._held)])
-
-    def finish(self):
-        return self._show(self._decode(self._ids))
-
-    def _show(self, text):
-        piece = text[self._shown :]
-        self._shown += len(piece)
-        return piece
-
-
-def decoded(vocabulary, tokens):
-    """Yields the text of tokens, integers, in pieces."""
-    decoder = vocabulary.decoder()
-    yield from map(decoder.feed, tokens)
-    yield decoder.finish()
-
-
-def _byte_level_map():
-    """Returns the byte that each character of a byte-level token stands for, a dict, as in GPT-2's encoder.py."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(BYTES) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(BYTES + n): byte for n, byte in enumerate(others)}
 
 
 def save_vocabulary(vocabulary, path):
@@ -334,12 +267,32 @@ def agreed_vocabulary(words, V, paths):
             print(f"{words.problem}: it is taken to be that of {path}", flush=True)
             words = of_file
         elif stated and not extends(words, of_file):
-            own = "gpt2" if words.sha256 is None else words.path or "its folder"
+            own = "gpt2" if words.sha256 is None else words.path or "FOLDER"
             raise UserError(
                 f"{path}: tokens of another vocabulary than the model's, which {_described(words)}; prepare the text "
                 f"with that: python -m gpt2.prepare TEXT --name NAME --vocab {own}"
             )
     return words
+
+
+def conversations_vocabulary(words, V, paths):
+    """Returns the vocabulary of a model that is tuned on conversations: that of their token files, its own and more.
+
+    Arguments as for `agreed_vocabulary`. The files' vocabulary has a chat template, and may have more tokens than the
+    model. Raises UserError if it does not begin with the model's.
+    """
+    found = vocabulary_of(paths[0])
+    if other := next((path for path in paths if tokens_vocabulary(path) != found.sha256), None):
+        raise UserError(f"{paths[0]} and {other}: tokens of different vocabularies; prepare both with one --vocab")
+    if words.problem is not None and words.sha256 in (UNKNOWN_VOCABULARY, found.sha256) and found.size <= V:
+        print(f"{words.problem}: it is taken to be that of {paths[0]}", flush=True)
+    elif words.problem is not None or not extends(found, words):
+        own = words.path or ("gpt2" if words.sha256 is None else "FOLDER")
+        raise UserError(
+            f"{paths[0]}: tokens of a vocabulary that does not begin with the model's, which {_described(words)}; "
+            f"prepare the conversations with that: python -m gpt2.prepare FILE --chat --name NAME --vocab {own}"
+        )
+    return found
 
 
 def _described(vocabulary):
@@ -355,50 +308,3 @@ def extends(larger, smaller):
     if isinstance(smaller, GPT2Vocabulary):
         return larger.sha256 is None or token_digest(larger.tokens[: smaller.size]) is None
     return not isinstance(larger, GPT2Vocabulary) and larger.tokens[: smaller.size] == smaller.tokens
-
-
-def characters(texts):
-    """Returns a Vocabulary of all characters in the texts, an iterable of str, and <|endoftext|>."""
-    found = sorted(set().union(*texts))
-    if len(found) + 1 > LARGEST:
-        raise UserError(f"{len(found):,} different characters: a vocabulary has at most {LARGEST - 1:,}; use bpe:N")
-    numbers = {character: number for number, character in enumerate(found)}
-    tokenizer = tokenizers.Tokenizer(models.WordLevel(numbers, unk_token=""))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return _finished(tokenizer)
-
-
-def byte_pairs(texts, size):
-    """Returns a byte-level BPE Vocabulary of `size` tokens, trained on the texts, an iterable of str.
-
-    Words are split as GPT-2 splits them. The tokens are <|endoftext|>, the 256 bytes and `size` - 257 merges; the same
-    texts give the same vocabulary. Raises UserError if the texts have fewer pairs, or `size` is not 257 to 65,536.
-    """
-    if not BYTES + 1 <= size <= LARGEST:
-        raise UserError(f"bpe:{size}: choose a size from {BYTES + 1} (the bytes and {END_OF_TEXT}) to {LARGEST:,}")
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # The library puts control tokens first; here they come last, as GPT-2's does.
-    trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() < size - 1:
-        possible = tokenizer.get_vocab_size() + 1
-        raise UserError(f"bpe:{size}: the text allows {possible:,} tokens; choose at most that many, or a longer text")
-    return _finished(tokenizer)
-
-
-def _finished(tokenizer):
-    tokenizer.add_special_tokens([END_OF_TEXT])
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "clean_up_tokenization_spaces": False,
-    }
-    files = {TOKENIZER: tokenizer.to_str(pretty=True).encode(), SETTINGS: json.dumps(settings, indent=1).encode()}
-    tokenizer.encode_special_tokens = True  # a text that spells the control token does not contain it
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    return Vocabulary(TokenizerFolder(files, tokenizer=tokenizer, begin=end, ends=(end,)))

@@ -13,7 +13,7 @@ import numpy as np
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError, from_os_error
 from gpt2.formats.files import HEADER_BYTES, atomic_write, check_size, open_to_read, read_header, write_header
-from gpt2.formats.tokenizer_folder import GPT2_SIZE
+from gpt2.formats.tokenizer_folder import GPT2_SHA256, GPT2_SIZE
 from gpt2.layout import parameter_layout
 from gpt2.memory import allocate
 
@@ -25,6 +25,7 @@ UNTRAINED, MODEL_DIGEST, TOKENS_DIGEST = 8, slice(9, 17), slice(3, 11)
 UNKNOWN_VOCABULARY = "f" * 64  # in place of a digest
 WRITTEN_VERSIONS = {"float32": FLOAT32, "bfloat16": 5}
 TOKENS_MAGIC, TOKENS_VERSION = 20240520, 1
+CONVERSATIONS_VERSION = 2  # of token files, see conversation_file.py
 TOKENIZER_MAGIC, TOKENIZER_VERSION = 20240328, 2
 STATE_MAGIC, STATE_VERSION = 20240327, 2
 
@@ -65,7 +66,7 @@ def map_model(path):
     return config, np.frombuffer(memory, "<f4", offset=HEADER_BYTES)
 
 
-def save_model(path, config, params, dtype="float32", untrained=False, vocabulary=None):
+def save_model(path, config, params, dtype="float32", untrained=False, vocabulary=UNKNOWN_VOCABULARY):
     """Writes a model file atomically: version 3 for dtype "float32", version 5 for "bfloat16".
 
     params: float32 (parameter_layout(config).size,). untrained: flag them as random. vocabulary: the SHA-256 of its
@@ -76,12 +77,13 @@ def save_model(path, config, params, dtype="float32", untrained=False, vocabular
         write_model(file, config, params, dtype, untrained, vocabulary)
 
 
-def write_model(file, config, params, dtype="float32", untrained=False, vocabulary=None):
+def write_model(file, config, params, dtype="float32", untrained=False, vocabulary=UNKNOWN_VOCABULARY):
     """Writes a model to an open file, as `save_model` does; float32 params are not copied."""
     assert params.shape == (parameter_layout(config).size,)
     sizes = config.maxT, config.V, config.L, config.NH, config.C, config.Vp
-    says_nothing = vocabulary in (None, UNKNOWN_VOCABULARY) if config.V != GPT2_SIZE else vocabulary is None
-    digest = np.frombuffer(b"" if says_nothing else bytes.fromhex(vocabulary), "<i4")
+    implied = None if config.V == GPT2_SIZE else UNKNOWN_VOCABULARY
+    stated = "" if vocabulary == implied else vocabulary or GPT2_SHA256  # GPT-2's may be in a model of more tokens
+    digest = np.frombuffer(bytes.fromhex(stated), "<i4")
     write_header(file, [MODEL_MAGIC, WRITTEN_VERSIONS[dtype], *sizes, int(untrained), *digest])
     write_floats(file, params, dtype)
 
@@ -130,7 +132,7 @@ def model_vocabulary(path):
         header = read_header(file, path, "a model file")
     digest = header[MODEL_DIGEST].tobytes().hex()
     if digest.strip("0"):
-        return digest
+        return None if digest == GPT2_SHA256 else digest
     return None if header[3] == GPT2_SIZE else UNKNOWN_VOCABULARY
 
 
@@ -271,6 +273,8 @@ def open_tokens(path, room):
         if file.read(4) == np.array(TOKENS_MAGIC, dtype="<i4").tobytes():
             file.seek(0)
             _, version, count = (int(value) for value in read_header(file, path, "a token file")[:3])
+            if version == CONVERSATIONS_VERSION:
+                raise UserError(f"{path}: conversations, not the tokens of a text")
             if version != TOKENS_VERSION:
                 raise UserError(f"{path}: token file version {version}, expected {TOKENS_VERSION}")
             if count < 1:

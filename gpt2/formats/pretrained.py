@@ -107,7 +107,10 @@ def find_vocabulary(name):
     beside = vocabulary_path(path)
     if not beside.is_dir() and is_checkpoint(path):
         beside = path.with_name(RUN_VOCABULARY)
-    return model_vocabulary(path), read_tokenizer_folder(beside) if beside.is_dir() else None
+    sha256, folder = model_vocabulary(path), read_tokenizer_folder(beside) if beside.is_dir() else None
+    if sha256 == UNKNOWN_VOCABULARY and folder and not folder.problem:  # the folder alone says it
+        sha256 = token_digest(token_list(folder.tokenizer))
+    return sha256, folder
 
 
 def vocabulary_path(path):
@@ -253,7 +256,7 @@ def _load_gpt2(data_dir, writable):
         return config, params
     params = read_weights(fetch_gpt2(), preset)
     files.make_folder(data_dir)
-    save_model(path, preset, params)
+    save_model(path, preset, params, vocabulary=None)
     return preset, params
 
 

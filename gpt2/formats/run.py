@@ -10,6 +10,7 @@ from gpt2.formats.files import open_to_read
 
 MANIFEST = "checkpoints.json"
 METRICS = "metrics.jsonl"
+METRICS_BEFORE = "metrics_before.jsonl"  # those of the run whose model this one started from
 LOSS_CURVE = "loss.png"
 BEST = "best"  # the folder of the best checkpoint
 RUN_VOCABULARY = "vocabulary"  # the folder of the model's vocabulary
@@ -18,7 +19,7 @@ _MANIFEST_LIMIT = 2**12  # bytes
 _PAIR = re.compile(r"(?:model|state)_([0-9]{8,15})\.bin")
 # Temporary files that files.atomic_write leaves behind when the process is killed.
 _TEMPORARY = re.compile(
-    r"\.(?:(?:model|state)_[0-9]{8,15}\.bin|checkpoints\.json|metrics\.jsonl|loss\.png)\.[a-z0-9_]{8}"
+    r"\.(?:(?:model|state)_[0-9]{8,15}\.bin|checkpoints\.json|metrics(?:_before)?\.jsonl|loss\.png)\.[a-z0-9_]{8}"
 )
 
 
@@ -51,10 +52,16 @@ def best_steps(folder):
     return steps(path) if path.is_dir() else []
 
 
+def is_best(folder):
+    """Returns whether a folder is that of a run's best checkpoint."""
+    path = pathlib.Path(folder).resolve()
+    return path.name == BEST and bool(steps(path.parent))
+
+
 def require_no_folders(folder):
     """Raises UserError if a folder in `folder` has a name that a run gives to a file, or `folder` is unreadable."""
     for name in sorted(_names(folder, folders=True)):
-        if name in (MANIFEST, METRICS, LOSS_CURVE) or _PAIR.fullmatch(name):
+        if name in (MANIFEST, METRICS, METRICS_BEFORE, LOSS_CURVE) or _PAIR.fullmatch(name):
             raise UserError(f"{pathlib.Path(folder, name)}: a folder, but a run writes a file of that name; rename it")
 
 

@@ -20,6 +20,7 @@ from gpt2.formats.files import open_to_read, read_json
 TOKENIZER, VOCABULARY, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 SETTINGS, SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 # Forms that cannot be read here, but go wherever the model goes.
 OTHERS = ("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 TOKENIZER_FILES = (
@@ -30,7 +31,7 @@ TOKENIZER_FILES = (
     SPECIAL_TOKENS,
     ADDED_TOKENS,
     *OTHERS,
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
 )
 CARRIED = (*TOKENIZER_FILES, GENERATION_CONFIG, CONFIG)  # all of a folder but its weights
 SETTINGS_FILES = (SPECIAL_TOKENS, SETTINGS, ADDED_TOKENS, CONFIG, GENERATION_CONFIG)
@@ -262,3 +263,8 @@ def token_digest(tokens):
     """
     found = hashlib.sha256(json.dumps(tokens, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
     return None if found == GPT2_SHA256 else found
+
+
+def as_json(fields):
+    """Returns a JSON object as the bytes of a file."""
+    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()

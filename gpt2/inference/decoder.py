@@ -21,8 +21,8 @@ def cache_layout(config, batch_size, length):
 class Decoder:
     """Computes next-token logits for `batch_size` sequences of up to `length` tokens, with a KV cache.
 
-    Attributes: `config`, `batch_size`, `length`; `position`, the number of cached tokens per sequence. Setting it to a
-    smaller number drops the tokens after it.
+    Attributes: `config`, `batch_size`, `length`; `positions`, int64 (batch_size,), the number of cached tokens of each
+    sequence; `position`, that of all, if they are alike. Setting one to a smaller number drops the tokens after it.
     """
 
     def __init__(self, config, params, batch_size=1, length=None):
@@ -41,39 +41,46 @@ class Decoder:
         self._keys, self._values, self._reordered = (tensors.pop(name) for name in ("keys", "values", "reordered"))
         self._scratch = Scratch(**tensors)
         self._weights = Weights(**parameter_layout(config).views(params))
-        self._position = 0
+        self.positions = np.zeros(batch_size, np.int64)
 
     @property
     def position(self):
-        return self._position
+        return int(self.positions[0])
 
     @position.setter
     def position(self, position):
-        if not 0 <= position <= self._position:
-            raise ValueError(f"position {position}: expected 0 to {self._position}, the number of cached tokens")
-        self._position = position
+        if not 0 <= position <= self.position:
+            raise ValueError(f"position {position}: expected 0 to {self.position}, the number of cached tokens")
+        self.positions[:] = position
 
-    def forward(self, tokens):
+    def forward(self, tokens, rows=None):
         """Appends tokens to each sequence; returns the logits of the next token, float32 (batch_size,V).
 
         tokens: integers (batch_size,n) below V. With an empty cache, (1,n) is a prompt shared by all sequences and
-        computed once. The next call overwrites the array returned. Raises UserError for invalid tokens, or more than
-        fit.
+        computed once. rows: the sequences that tokens (B,n) are for, different integers, for logits (B,V); their
+        lengths may differ. The next call overwrites the array returned. Raises UserError for invalid tokens, or more
+        than fit.
         """
-        tokens = self._checked(tokens)
+        tokens = np.asarray(tokens)
+        shared = rows is None and self.position == 0 and tokens.shape[:1] == (1,)
+        rows = np.arange(1 if shared else self.batch_size) if rows is None else np.asarray(rows, np.int64)
+        tokens = self._checked(tokens, rows)
         B, n = tokens.shape
+        written = slice(None) if shared else rows
         step = max(1, CHUNK // B)
         for start in range(0, n, step):
             chunk = np.ascontiguousarray(tokens[:, start : start + step])
-            append(self._scratch, self._weights, self._keys, self._values, chunk, self._position)
-            end = self._position + chunk.shape[1]
-            if self.batch_size > B:
+            append(self._scratch, self._weights, self._keys, self._values, chunk, rows, self.positions)
+            end = start + chunk.shape[1]
+            if shared:
                 for cache in (self._keys, self._values):
-                    cache[:, 1:, :, self._position : end] = cache[:, :1, :, self._position : end]
-            self._position = end
+                    cache[:, 1:, :, start:end] = cache[:, :1, :, start:end]
+            self.positions[written] += chunk.shape[1]
         last_logits(self._scratch, self._weights, B, chunk.shape[1])
-        self._scratch.logits[B:] = self._scratch.logits[0]
-        return self._scratch.logits
+        logits = self._scratch.logits
+        if shared:
+            logits[1:] = logits[0]
+        return logits if shared else logits[:B]
 
     def reorder(self, rows):
         """Replaces each sequence i by a copy of sequence rows[i]; rows: integers (batch_size,)."""
@@ -86,16 +93,14 @@ class Decoder:
             return
         rows = np.ascontiguousarray(rows, dtype=np.int64)
         for cache in (self._keys, self._values):
-            reorder(cache, rows, self._position, self._reordered)
+            reorder(cache, rows, self.position, self._reordered)
 
-    def _checked(self, tokens):
-        tokens = np.asarray(tokens)
-        config, most = self.config, self.length - self._position
-        alike = self._position == 0 and tokens.shape[:1] == (1,)
+    def _checked(self, tokens, rows):
+        config, most = self.config, self.length - int(self.positions[rows].max())
         if tokens.ndim != 2 or tokens.size == 0 or tokens.dtype.kind not in "iu":
             raise UserError(f"tokens of shape {tokens.shape}, {tokens.dtype}: expected integers (B, n), at least one")
-        if tokens.shape[0] != self.batch_size and not alike:
-            raise UserError(f"tokens of {tokens.shape[0]} sequences: expected {self.batch_size}, as in the cache")
+        if tokens.shape[0] != rows.size:
+            raise UserError(f"tokens of {tokens.shape[0]} sequences: expected {rows.size}, as in the cache")
         if tokens.shape[1] > most:
             raise UserError(f"{tokens.shape[1]} tokens: the cache of {self.length} has room for {most}")
         if tokens.min() < 0 or tokens.max() >= config.V:

@@ -1,11 +1,13 @@
 """Reads a prompt and turns it into the tokens that generation starts from."""
 
 import io
+import json
 import select
 import sys
 
+from gpt2.data import texts
 from gpt2.data.tokenizer import decode_text
-from gpt2.errors import UserError, from_os_error
+from gpt2.errors import UserError, from_os_error, safe_repr
 from gpt2.formats.files import open_to_read
 
 STDIN = "-"  # as a path
@@ -36,6 +38,31 @@ def read_prompt(text, path, stdin):
     return prompt
 
 
+def read_prompts(path):
+    """Returns a list of (place, prompt), str, for the lines of a JSON Lines file: strings, or objects with a "prompt".
+
+    place: the file and line, for error messages. Raises UserError for a line that is neither, and for no lines.
+    """
+    found = []
+    for number, line in texts.lines(path):
+        if not line.strip():
+            continue
+        place = f"{path}: line {number:,}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: not JSON: {error}") from error
+        prompt = value.get("prompt") if isinstance(value, dict) else value
+        if not isinstance(prompt, str):
+            raise UserError(f'{place}: {safe_repr(value)}, expected a text or {{"prompt": a text}}')
+        if not prompt:
+            raise UserError(f"{place}: the prompt is empty")
+        found.append((place, decode_text(prompt.encode("utf-8", "surrogatepass"), place)))
+    if not found:
+        raise UserError(f"{path}: empty, expected a prompt in each line")
+    return found
+
+
 def _read(file, source):
     """Returns the text of a binary file without its final line break; `source` names it in errors."""
     try:
@@ -63,7 +90,7 @@ def _stays_silent(stdin):
     return True
 
 
-def encode_prompt(config, vocabulary, text):
+def encode_prompt(config, vocabulary, text, source="the prompt"):
     """Returns the tokens of a prompt, at most the last maxT, a list of int; prints to stderr if any are dropped.
 
     Without a prompt (None): the token that begins a text; of an unknown vocabulary, if the model does not say, the
@@ -74,9 +101,9 @@ def encode_prompt(config, vocabulary, text):
             raise UserError("the vocabulary has no token that begins a text; give a prompt")
         tokens = [config.V - 1 if vocabulary.begin is None else vocabulary.begin]
     else:
-        tokens = [*vocabulary.prefix, *vocabulary.encode(text, "the prompt")]
+        tokens = [*vocabulary.prefix, *vocabulary.encode(text, source)]
     if beyond := [token for token in tokens if token >= config.V]:
-        raise UserError(f"the prompt: token {beyond[0]} of the vocabulary, but the model has {config.V} tokens")
+        raise UserError(f"{source}: token {beyond[0]} of the vocabulary, but the model has {config.V} tokens")
     excess = len(tokens) - config.maxT
     if excess > 0:
         message = f"prompt of {len(tokens)} tokens exceeds the context of {config.maxT}: dropping the first {excess}"

@@ -98,11 +98,55 @@ def generate(context, max_new_tokens, sampling, rngs):
     yielded like any other token: ending the sample is up to the caller.
     """
     for _ in range(max_new_tokens):
-        logits = context.logits()
-        ids = [sampling.choose(*row) for row in zip(logits, context.tokens, rngs, strict=True)]
-        chosen = [Token(id, probability(row, id)) for id, row in zip(ids, logits, strict=True)]
-        context.add([[id] for id in ids])
+        rows = zip(context.logits(), context.tokens, rngs, strict=True)
+        chosen = [next_token(sampling, *row) for row in rows]
+        context.add([[token.id] for token in chosen])
         yield chosen
+
+
+class Continuation(typing.NamedTuple):
+    """A prompt, a list of int, to be continued by at most `most` tokens, and what takes them.
+
+    stream: has feed(token), and `done` once it wants no more. rng: as for Sampling.choose.
+    """
+
+    prompt: list
+    most: int
+    stream: typing.Any
+    rng: np.random.Generator | None = None
+
+
+def generate_each(batch, continuations, sampling):
+    """Continues prompts side by side, each as `generate` continues it alone; yields each Continuation that has ended.
+
+    batch: a context.Batch; as soon as a text has ended, the next takes its place.
+    """
+    waiting, active = iter(continuations), {}
+    free = list(range(len(batch.texts)))
+    while True:
+        for row, each in zip(list(free), waiting):  # noqa: B905  no more than there are free rows, or waiting
+            free.remove(row)
+            batch.start(row, each.prompt)
+            active[row] = each, each.most
+        if not active:
+            return
+        rows = list(active)
+        for row, logits in zip(rows, batch.logits(rows), strict=True):
+            each, most = active.pop(row)
+            token = next_token(sampling, logits, batch.texts[row], each.rng)
+            batch.add(row, token.id)
+            each.stream.feed(token)
+            if each.stream.done or most == 1:
+                free.append(row)
+                yield each
+            else:
+                active[row] = each, most - 1
+
+
+def next_token(sampling, logits, context, rng):
+    """Returns the Token that follows; see Sampling.choose."""
+    id = sampling.choose(logits, context, rng)
+    return Token(id, probability(logits, id))
 
 
 def probability(logits, id):
@@ -129,6 +173,16 @@ def _keep_top_p(scores, top_p):
 def _softmax(scores, largest):
     exponentials = np.exp(scores - largest)
     return exponentials / exponentials.sum()
+
+
+def check_count(option, value):
+    """Raises UserError, naming the option, unless value is a number of tokens or samples."""
+    _require(1 <= value < 2**31, option, value, f"1 to {2**31 - 1}")
+
+
+def check_seed(option, value):
+    """Raises UserError, naming the option, unless value is a seed: a nonnegative integer, or None."""
+    _require(value is None or value >= 0, option, value, "0 or more")
 
 
 def _require(valid, option, value, expected):

@@ -23,10 +23,13 @@ class TextStream:
     Incomplete UTF-8 characters are held back, and so is a possible start of a stop text. Invalid UTF-8 becomes U+FFFD.
     """
 
-    def __init__(self, vocabulary, stops=()):
-        """vocabulary: the model's, a known one. stops: non-empty texts; the output ends before the first of them."""
+    def __init__(self, vocabulary, stops=(), ends=None):
+        """vocabulary: the model's, a known one. stops: non-empty texts; the output ends before the first of them.
+
+        ends: the ids that end the text, by default the vocabulary's.
+        """
         self.done = False
-        self._ends, self._stops = vocabulary.ends, stops
+        self._ends, self._stops = vocabulary.ends if ends is None else ends, stops
         self._decoder = vocabulary.decoder()
         self._held = ""
 
@@ -53,6 +56,24 @@ class TextStream:
         end = len(text) - max((_pending_prefix(text, stop) for stop in self._stops), default=0)
         self._held = text[end:]
         return text[:end]
+
+
+class WholeText:
+    """All the text of another stream, returned by finish()."""
+
+    def __init__(self, stream):
+        self._stream, self._text = stream, ""
+
+    @property
+    def done(self):
+        return self._stream.done
+
+    def feed(self, token):
+        self._text += self._stream.feed(token)
+        return ""
+
+    def finish(self):
+        return self._text + self._stream.finish()
 
 
 class IdStream:

@@ -39,3 +39,17 @@ def classifier_backward(logits, lse, targets, dloss, V):
         row[targets[n]] -= scale
         for v in range(V, Vp):
             logits[n, v] = np.float32(0)
+
+
+@kernel
+def gather_rows(out, inp, rows):
+    """out[i] = inp[rows[i]]. out (n,C), inp (N,C), rows (n,) int64."""
+    for i in prange(rows.size):
+        out[i] = inp[rows[i]]
+
+
+@kernel
+def scatter_rows(out, inp, rows):
+    """out[rows[i]] = inp[i]. out (N,C), inp (n,C), rows (n,) int64, all different."""
+    for i in prange(rows.size):
+        out[rows[i]] = inp[i]

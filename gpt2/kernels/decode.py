@@ -53,11 +53,12 @@ def scratch_shapes(rows, batch_size, length, V, NH, C):
 
 @calls_gemm
 @inline
-def append(scratch, weights, keys, values, tokens, position):
-    """Runs all layers on the tokens after the first `position` ones, and caches their keys and values.
+def append(scratch, weights, keys, values, tokens, rows, positions):
+    """Runs all layers on tokens that follow those in the cache, and caches their keys and values.
 
     scratch: Scratch; `residual` (B*n,C) receives the input of the final layernorm. weights: Weights, shaped as in
-    parameter_layout. keys, values (L,B or more,NH,length,HS). tokens (B,n) int32. position: tokens in the cache.
+    parameter_layout. keys, values (L,batch_size,NH,length,HS). tokens (B,n) int32. rows (B,) int64: the sequences in
+    the cache that they belong to. positions (batch_size,) int64: the number of tokens of each sequence in the cache.
     """
     B, n = tokens.shape
     L, C = weights.ln1w.shape
@@ -65,12 +66,14 @@ def append(scratch, weights, keys, values, tokens, position):
     residual, residual2, norm = scratch.residual[:N], scratch.residual2[:N], scratch.norm[:N]
     mean, rstd, qkv, atty = scratch.mean[:N], scratch.rstd[:N], scratch.qkv[:N], scratch.atty[:N]
     fch, fch_gelu = scratch.fch[:N], scratch.fch_gelu[:N]
-    encoder_forward(residual.reshape((B, n, C)), tokens, weights.wte, weights.wpe[position:])
+    for b in range(B):
+        embedded = residual[b * n : (b + 1) * n].reshape((1, n, C))
+        encoder_forward(embedded, tokens[b : b + 1], weights.wte, weights.wpe[positions[rows[b]] :])
     for l in range(L):
         layernorm_forward(norm, mean, rstd, residual, weights.ln1w[l], weights.ln1b[l])
         _linear(qkv, norm, weights.qkvw[l], weights.qkvb[l])
         atty_rows, qkv_rows = atty.reshape((B, n, C)), qkv.reshape((B, n, 3 * C))
-        cached_attention_forward(atty_rows, keys[l], values[l], qkv_rows, scratch.scores, position)
+        cached_attention_forward(atty_rows, keys[l], values[l], qkv_rows, scratch.scores, rows, positions)
         _linear_residual(residual2, residual, atty, weights.attprojw[l], weights.attprojb[l])
         layernorm_forward(norm, mean, rstd, residual2, weights.ln2w[l], weights.ln2b[l])
         _linear_gelu(fch_gelu, fch, norm, weights.fcw[l], weights.fcb[l])
@@ -201,19 +204,19 @@ def _dots(out, inp, weight, start, stop):
 
 
 @kernel
-def cached_attention_forward(atty, keys, values, qkv, scores, position):
+def cached_attention_forward(atty, keys, values, qkv, scores, rows, positions):
     """atty = softmax(q k^T / sqrt(HS)) v for n new tokens, which attend to the cache and causally to each other.
 
-    atty (B,n,C). keys, values (B or more,NH,length,HS): the first `position` are read, the next n written. qkv
-    (B,n,3C): queries, keys and values of the new tokens. scores: scratch (B*NH,queries,length), a panel per head.
-    position: tokens in the cache.
+    atty (B,n,C). keys, values (batch_size,NH,length,HS): of sequence rows[b] the first positions[rows[b]] are read, the
+    next n written. qkv (B,n,3C): queries, keys and values of the new tokens. scores: scratch (B*NH,queries,length), a
+    panel per head. rows (B,), positions (batch_size,) int64.
     """
     B, n, _ = atty.shape
     NH, HS = keys.shape[1], keys.shape[3]
     heads = qkv.reshape((B * n * 3 * NH, HS))
     for task in prange(B * NH):
         b, h = task // NH, task % NH
-        k, v = keys[b, h], values[b, h]
+        k, v, position = keys[rows[b], h], values[rows[b], h], positions[rows[b]]
         for t in range(n):
             row = (b * n + t) * 3 * NH + h
             for c in range(HS):

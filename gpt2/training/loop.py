@@ -7,14 +7,18 @@ import os
 import sys
 import time
 
+import numpy as np
 from tqdm import tqdm
 
 from gpt2.errors import UserError
+from gpt2.formats.run import is_best
 from gpt2.inference.warmup import prepare_kernels
 from gpt2.machine import set_threads
+from gpt2.model import NO_TARGET
 from gpt2.optimizer import AdamW
 from gpt2.output import lossy_output
 from gpt2.training import checkpoint, report
+from gpt2.training.metrics import records_before
 from gpt2.training.options import TrainOptions
 from gpt2.training.resume import resumed_options
 from gpt2.training.run_folder import locked_folder, set_aside_earlier_run
@@ -52,6 +56,7 @@ def train(options, *, optimizer=AdamW, on_step=None):
     with contextlib.ExitStack() as stack:
         folder = locked_folder(options.out_dir, stack)
         run = start_run(options, folder, optimizer)
+        run.before = stack.enter_context(records_before(options.init))
         set_aside_earlier_run(folder, stack, run.token_files)  # only now: its model may be the earlier run's
         return _take_steps(run, on_step)
 
@@ -69,6 +74,8 @@ def resume(folder, changes=(), anyway=False, *, optimizer=AdamW, on_step=None):
         raise UserError(f"{folder}: no such folder; --resume takes the --out-dir of an earlier run")
     with contextlib.ExitStack() as stack:
         out_dir = locked_folder(changes["out_dir"], stack)
+        if out_dir.samefile(folder) and is_best(out_dir):
+            raise UserError(f"{folder}: the best checkpoint of a run; to continue from it, give another --out-dir")
         found = checkpoint.find(folder)
         if out_dir.resolve() in found.folder.resolve().parents:
             raise UserError(f"--out-dir {out_dir}: contains the run to resume; choose another, or that folder")
@@ -174,18 +181,21 @@ def _due(step, every):
 
 
 def _validate(model, loader, batches, stop):
-    """Prints and returns the mean loss over the first `batches` of the validation data, 0 for all of them.
+    """Prints and returns the mean loss of the targets in the first `batches` of the validation data, 0 for all of them.
 
     Returns None once a signal asks the run to stop.
     """
     loader.reset()
     count = min(batches or loader.num_batches, loader.num_batches)
-    losses = []
+    losses, weights = [], []
     for _ in tqdm(range(count), desc="validating", leave=False, disable=None, delay=2):
         if stop.received:
             return None
-        losses.append(model.forward(*loader.next_batch()))
-    loss = math.fsum(losses) / count
+        tokens, targets = loader.next_batch()
+        # Those of the first batch weigh 1, as those of all batches do unless some targets do not count.
+        weights.append(np.count_nonzero(targets != NO_TARGET))
+        losses.append(model.forward(tokens, targets) * (weights[-1] / weights[0]))
+    loss = math.fsum(losses) / (sum(weights) / weights[0])
     print(f"val loss {loss:.6f}", flush=True)
     return loss
 

@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -11,7 +12,8 @@ import numpy as np
 
 from gpt2.errors import UserError, from_os_error
 from gpt2.formats import files
-from gpt2.formats.run import LOSS_CURVE, METRICS
+from gpt2.formats.pretrained import RELEASED
+from gpt2.formats.run import LOSS_CURVE, METRICS, METRICS_BEFORE, STEP_LIMIT, manifest_step, read_manifest
 from gpt2.training.run_folder import require_lock
 from gpt2.training.state import finite
 
@@ -23,25 +25,30 @@ class Metrics:
 
     `Metrics.start` begins a new file, `Metrics.resume` continues one, Metrics(folder) leaves the file as it is. Only
     the file holds the records. A killed process leaves at most its last line unfinished, which readers ignore.
-    Attributes: `path` of the file; `picture`, of the plot; `last_step` written or resumed after, None if there is none.
+    Attributes: `path` of the file; `before`, of the records of the run whose model this one started from, if there are
+    any; `picture`, of the plot; `last_step` written or resumed after, None if there is none.
     """
 
     def __init__(self, folder):
         self.path = pathlib.Path(folder, METRICS)
+        self.before = pathlib.Path(folder, METRICS_BEFORE)
         self.picture = pathlib.Path(folder, LOSS_CURVE)
         self.last_step = None
 
     @classmethod
-    def start(cls, folder, lines=()):
-        """Returns Metrics with a new file, which replaces one that is there.
+    def start(cls, folder, lines=(), before=()):
+        """Returns Metrics with a new file, which replaces one that is there; and so does that of the run before.
 
-        lines: what it holds before the first record, an iterable of bytes in the order of the steps.
+        lines: what it holds before the first record, an iterable of bytes in the order of the steps. before: the same
+        of the other file, which is removed if there is none.
         """
-        metrics, last = cls(folder), None
+        metrics, before = cls(folder), iter(before)
         require_lock(folder)
-        with files.atomic_write(metrics.path) as file:
-            for last in lines:
-                file.write(last)
+        if (first := next(before, None)) is None:
+            metrics.before.unlink(missing_ok=True)
+        else:
+            _write_lines(metrics.before, itertools.chain([first], before))
+        last = _write_lines(metrics.path, lines)
         metrics.last_step = _parse(last)["step"] if last else None
         return metrics
 
@@ -52,8 +59,9 @@ class Metrics:
         Of each step the last record written is kept. Prints how many damaged lines were skipped; an unfinished last
         one is not counted. The folders may be the same, and there need not be a file.
         """
-        source = source_folder / METRICS
-        return cls.start(folder, _lines_until(source, step) if source.exists() else ())
+        source, before = source_folder / METRICS, source_folder / METRICS_BEFORE
+        lines = _lines_in(source, step) if source.exists() else ()
+        return cls.start(folder, lines, _lines_in(before, STEP_LIMIT) if before.is_file() else ())
 
     def write(self, record):
         """Appends one record, a dict of numbers with "step"; what is not finite becomes null.
@@ -88,19 +96,27 @@ class Metrics:
         return read_losses(self.path, key)
 
     def draw(self):
-        """Plots the training and validation losses over the steps."""
+        """Plots the training and validation losses over the steps; those of the run before at negative ones."""
         import matplotlib.figure  # takes a second to import, and only the end of a run needs it
 
         require_lock(self.path.parent)
         figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot(xlabel="step", ylabel="cross-entropy (nats per token)")
+        earlier = read_losses(self.before, "step")[0] if self.before.is_file() else np.array([])
         for key, label, style in (("train_loss", "training batch", "-"), ("val_loss", "validation", "o-")):
             steps, losses = self.losses(key)
+            if earlier.size:
+                steps_before, losses_before = read_losses(self.before, key)
+                steps = np.append(steps_before - earlier[-1], steps)
+                losses = np.append(losses_before, losses)
             if steps.size:
                 axes.plot(steps, losses, style, label=label)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+        if earlier.size:
+            axes.set_xlabel("step, 0: the start of this run")
+            axes.axvline(0, color="black", linewidth=0.8)
         with files.atomic_write(self.picture) as file:
             figure.savefig(file, format="png", dpi=120)
 
@@ -117,25 +133,54 @@ def read_losses(path, key):
     return np.array(steps), np.array(losses)
 
 
-def _lines_until(path, step):
+@contextlib.contextmanager
+def records_before(init):
+    """Yields the lines that a new run keeps of the run whose folder an --init names: up to the model it starts from.
+
+    They are bytes, in the order of the steps; none for another --init, or if there is nothing to read. They come from
+    an open file: the folder may be renamed meanwhile.
+    """
+    path, lines = pathlib.Path(init, METRICS), ()
+    with contextlib.ExitStack() as stack:
+        if init not in ("scratch", *RELEASED) and path.is_file():
+            with contextlib.suppress(OSError, UserError):
+                step = manifest_step(read_manifest(init), init)
+                lines = _lines_until(stack.enter_context(open(path, "rb")), step)
+        yield lines
+
+
+def _write_lines(path, lines):
+    """Replaces a file by one of these lines, bytes; returns the last one, None if there is none."""
+    last = None
+    with files.atomic_write(path) as file:
+        for last in lines:
+            file.write(last)
+    return last
+
+
+def _lines_in(path, step):
+    with files.open_to_read(path) as file:
+        yield from _lines_until(file, step)
+
+
+def _lines_until(file, step):
     """Yields the lines that hold the last record of each step up to `step`, in the order of the steps."""
     steps, offsets = array.array("q"), array.array("q")
     damaged = 0
-    with files.open_to_read(path) as file:
-        for offset, line in _lines(file):
-            record = _parse(line)
-            if record is None:
-                damaged += line.endswith(b"\n")
-            elif record["step"] <= step:
-                steps.append(record["step"])
-                offsets.append(offset)
-        if damaged:
-            print(f"{path}: {damaged:,} damaged line{'s' if damaged > 1 else ''} skipped")
-        order = np.argsort(steps, kind="stable")
-        last_of_step = np.diff(np.array(steps)[order], append=-1) != 0
-        for i in order[last_of_step]:
-            file.seek(offsets[i])
-            yield file.readline().strip() + b"\n"
+    for offset, line in _lines(file):
+        record = _parse(line)
+        if record is None:
+            damaged += line.endswith(b"\n")
+        elif record["step"] <= step:
+            steps.append(record["step"])
+            offsets.append(offset)
+    if damaged:
+        print(f"{file.name}: {damaged:,} damaged line{'s' if damaged > 1 else ''} skipped")
+    order = np.argsort(steps, kind="stable")
+    last_of_step = np.diff(np.array(steps)[order], append=-1) != 0
+    for i in order[last_of_step]:
+        file.seek(offsets[i])
+        yield file.readline().strip() + b"\n"
 
 
 def _lines(file):

@@ -9,6 +9,7 @@ import typing
 import numpy as np
 
 from gpt2.config import PRESETS
+from gpt2.data.conversation_loader import ASSISTANT, LOSS_ON
 from gpt2.data.dataloader import LLMC
 from gpt2.errors import UserError, safe_repr
 from gpt2.machine import available_threads
@@ -54,6 +55,7 @@ FRACTION = Kind(float, lambda value: type(value) is float and 0 <= value <= 1, "
 BELOW_ONE = real(0, below=1, expected="a number from 0, below 1")
 SWITCH = Kind(bool, lambda value: isinstance(value, bool), "True or False")
 ORDER = Kind(str, lambda value: isinstance(value, bool) or value == LLMC, f"no value (True), or {LLMC}")
+LOSS = Kind(str, lambda value: value in LOSS_ON, f"one of {', '.join(LOSS_ON)}")
 SCHEDULE = Kind(str, lambda value: isinstance(value, str) and value in SCHEDULES, "one of ")  # and those there are
 SIZE = Kind(str, lambda value: isinstance(value, str) and value in PRESETS, f"one of {', '.join(PRESETS)}")
 PATHS = Kind(
@@ -74,8 +76,18 @@ def _option(group, default, kind, help_text, metavar=None, short=None, on_resume
 # Defaults that depend on whether the weights were trained before. For trained ones: llm.c's. For random ones: of the
 # rates tried from 3e-4 to 2e-3, the higher ones sent the validation loss up on the way through 40 steps of the default
 # batch; unclipped, the norm of a gradient could be above 300.
-FINE_TUNING = {"learning_rate": 1e-4, "warmup_steps": 0, "grad_clip": 0.0}
-FROM_SCRATCH = {"learning_rate": 3e-4, "warmup_steps": 10, "grad_clip": 1.0}
+FINE_TUNING = {"learning_rate": 1e-4, "lr_schedule": "constant", "warmup_steps": 0, "grad_clip": 0.0}
+FROM_SCRATCH = {"learning_rate": 3e-4, "lr_schedule": "constant", "warmup_steps": 10, "grad_clip": 1.0}
+# For conversations: after pre-training, and from random weights the best of those tried on data/chat.
+TUNING = {"learning_rate": 5e-5, "lr_schedule": "constant", "warmup_steps": 0, "grad_clip": 1.0}
+TALKING_FROM_SCRATCH = {"learning_rate": 3e-3, "lr_schedule": "cosine", "warmup_steps": 20, "grad_clip": 1.0}
+# (whether the data are conversations, whether the weights are random) -> their defaults, and epochs instead of steps.
+RECIPES = {
+    (False, False): (FINE_TUNING, None),
+    (False, True): (FROM_SCRATCH, None),
+    (True, False): (TUNING, 2),
+    (True, True): (TALKING_FROM_SCRATCH, 60),
+}
 SEQ_LEN, MAX_STEPS = 64, 40  # defaults, unless the model's context is shorter, or --epochs counts the steps
 # The options that size a model of random weights -> the size that each replaces.
 SIZES = {"layers": "L", "heads": "NH", "channels": "C", "context": "maxT"}
@@ -89,7 +101,8 @@ def _size(help_text, metavar):
 
 
 def _recipe_default(name):
-    return f"{FINE_TUNING[name]:g}, {FROM_SCRATCH[name]:g} from random weights"
+    tuning = f"of conversations {TUNING[name]:g}, {TALKING_FROM_SCRATCH[name]:g}"
+    return f"{FINE_TUNING[name]:g}, {FROM_SCRATCH[name]:g} from random weights; {tuning}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,17 +187,25 @@ class TrainOptions:
     patience: int = _option(
         _BATCH, 0, whole(0), "end the run after N validations without a new lowest loss, 0: off", "N", on_resume=FREE
     )
+    loss_on: str = _option(
+        _BATCH,
+        ASSISTANT,
+        LOSS,
+        "of conversations, learn what the assistant says and where its turns end, or everything",
+        "|".join(LOSS_ON),
+    )
     overfit_single_batch: bool = _option(_BATCH, False, SWITCH, "train on the first batch only, to see it memorised")
 
     learning_rate: float | None = _option(
         _OPTIMIZER, None, real(0), "the peak", "LR", "-l", shown_default=_recipe_default("learning_rate")
     )
-    lr_schedule: str = _option(
+    lr_schedule: str | None = _option(
         _OPTIMIZER,
-        "constant",
+        None,
         SCHEDULE,
         f"how it falls after the warm-up: {', '.join(SCHEDULES)} (stable, then linear over the last fifth of the run)",
         "NAME",
+        shown_default=f"constant; of conversations, from random weights, {TALKING_FROM_SCRATCH['lr_schedule']}",
     )
     warmup_steps: int | None = _option(
         _OPTIMIZER,
@@ -295,11 +316,12 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """The choices a run made where its options leave one: token files, the three of FINE_TUNING, two lengths."""
+    """The choices a run made where its options leave one: token files, those of FINE_TUNING, two lengths."""
 
     train_data: tuple[str, ...]
     val_data: tuple[str, ...] | None  # None: the run never validated
     learning_rate: float
+    lr_schedule: str
     warmup_steps: int
     grad_clip: float
     seq_len: int

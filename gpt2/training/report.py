@@ -1,9 +1,12 @@
 """The lines that a run prints about itself."""
 
+import contextlib
 import datetime
 import resource
 import sys
 import time
+
+from gpt2.data.conversation_loader import ConversationLoader
 
 
 def describe(options, state, val_loader):
@@ -15,8 +18,11 @@ def describe(options, state, val_loader):
         print(f"  {name:9s}{tensor.size:>12,}  {tensor.shape}")
     for name, loader in (("training", state.loader), ("validation", val_loader)):
         if loader:
+            talks = ""
+            if isinstance(loader, ConversationLoader):
+                talks = f"{loader.num_conversations:,} conversations, {loader.num_targets:,} targets, "
             print(
-                f"[data] {name}: {loader.num_tokens:,} tokens, {loader.num_batches:,} batches an epoch, "
+                f"[data] {name}: {talks}{loader.num_tokens:,} tokens, {loader.num_batches:,} batches an epoch, "
                 f"from {loader.file_names()}"
             )
     steps = f"{resolved.max_steps} steps"
@@ -26,7 +32,7 @@ def describe(options, state, val_loader):
     clip = f"clip {resolved.grad_clip:g}" if resolved.grad_clip else "no clipping"
     print(
         f"[run] B {options.batch_size} | T {resolved.seq_len} | accumulation {options.grad_accum_steps} | "
-        f"{steps} | lr {resolved.learning_rate:g} {options.lr_schedule}, "
+        f"{steps} | lr {resolved.learning_rate:g} {resolved.lr_schedule}, "
         f"warm-up {resolved.warmup_steps}, {clip}{dropout} | seed {options.seed} | threads {options.threads}",
         flush=True,
     )
@@ -64,5 +70,8 @@ class StepLines:
 
 def peak_bytes():
     """The most memory that this process has held."""
+    # Where /proc has it: the other figure of a new process is that of its parent, if that held more.
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as status:
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

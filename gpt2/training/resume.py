@@ -62,10 +62,10 @@ def resumed_options(found, changes, anyway):
     return now, resolved
 
 
-def say_if_length_changed(found, options, max_steps):
+def say_if_length_changed(found, resolved):
     """Says what a schedule makes of a number of steps that is not that of the checkpoint's run."""
-    if max_steps != Resolved.from_saved(found.progress).max_steps and options.lr_schedule != "constant":
-        print(f"the learning rate continues as if the run had been one of {max_steps} steps", flush=True)
+    if resolved.max_steps != Resolved.from_saved(found.progress).max_steps and resolved.lr_schedule != "constant":
+        print(f"the learning rate continues as if the run had been one of {resolved.max_steps} steps", flush=True)
 
 
 def check_data(found, train_loader, val_loader, anyway):

@@ -7,6 +7,7 @@ import pathlib
 import shlex
 import shutil
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -30,8 +31,9 @@ class Run:
     """A run that is ready for its next step.
 
     vocabulary: the model's, see data.vocabulary. found: the checkpoint it was resumed from, or None. in_place: whether
-    that lies in the run's own folder. saved: the newest step with a checkpoint in the folder, or None. metrics: None
-    until `open_metrics`. best: None until `open_best`, and without --keep-best.
+    that lies in the run's own folder. saved: the newest step with a checkpoint in the folder, or None. before: lines to
+    keep of another run's records, see metrics.records_before. metrics: None until `open_metrics`. best: None until
+    `open_best`, and without --keep-best.
     """
 
     options: object
@@ -43,6 +45,7 @@ class Run:
     in_place: bool = False
     saved: int | None = None
     sampler: Sampler | None = None
+    before: Iterable[bytes] = ()
     metrics: Metrics | None = None
     best: BestCheckpoint | None = None
 
@@ -71,7 +74,7 @@ class Run:
             if self.options.skip_spikes and not self.found.progress["options"].get("skip_spikes"):
                 self._recall_outliers()
         else:
-            self.metrics = Metrics.start(self.folder)
+            self.metrics = Metrics.start(self.folder, before=self.before)
 
     def save_vocabulary(self):
         """Puts the model's vocabulary into the folder."""

@@ -6,18 +6,20 @@ import os
 import re
 
 from gpt2.config import PRESETS
-from gpt2.data.dataloader import DataLoader, bytes_in_memory, expand
+from gpt2.data.conversation_loader import ASSISTANT, ConversationLoader
+from gpt2.data.dataloader import LLMC, DataLoader, bytes_in_memory, expand
 from gpt2.data.texts import refuse_texts
-from gpt2.data.vocabulary import agreed_vocabulary, model_vocabulary, vocabulary_of
+from gpt2.data.vocabulary import agreed_vocabulary, conversations_vocabulary, model_vocabulary, vocabulary_of
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
+from gpt2.formats.conversation_file import are_conversations
 from gpt2.formats.files import data_dir
 from gpt2.formats.run import best_steps, steps
 from gpt2.model import GPT2
 from gpt2.training import resume
 from gpt2.training.best import BEST_AT_ONCE
 from gpt2.training.budget import checkpoint_bytes, require_disk, require_memory
-from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, MAX_STEPS, SEQ_LEN, SIZES, Resolved, flag
+from gpt2.training.options import MAX_STEPS, RECIPES, SEQ_LEN, SIZES, Resolved, flag
 from gpt2.training.run import Run
 from gpt2.training.samples import Sampler, readable
 from gpt2.training.state import TrainState
@@ -29,15 +31,18 @@ def start_run(options, folder, make_optimizer):
     refuse_texts(expand(train_data))
     val_data = options.val_data or (_default_val_data(options.train_data) if options.val_every else None)
     config, vocabulary = _initial_config(options, train_data)
-    vocabulary = agreed_vocabulary(vocabulary, config.V, _token_files(options, train_data, val_data))
+    paths = _token_files(options, train_data, val_data)
+    talks, vocabulary = _agreed(vocabulary, config, paths)
+    if talks:
+        config = dataclasses.replace(config, V=max(config.V, vocabulary.size))
     shown = readable(vocabulary) if options.sample_every else None
-    seq_len = min(SEQ_LEN, config.maxT) if options.seq_len is None else options.seq_len
-    _require_memory(options, config, seq_len, (train_data, val_data))
-    loaders = _open_data(options, config, seq_len, train_data, val_data)
-    max_steps = _length(options, loaders[0], MAX_STEPS if options.max_steps is None else options.max_steps)
-    _require_disk(options, config, folder, max_steps)
+    seq_len = config.maxT if talks else min(SEQ_LEN, config.maxT)
+    seq_len = seq_len if options.seq_len is None else options.seq_len
+    loaders = _open_data(options, config, seq_len, (train_data, val_data), talks)
     model = _initial_model(options, config)
-    choices = FROM_SCRATCH if model.is_untrained else FINE_TUNING
+    choices, epochs = RECIPES[talks, model.is_untrained]
+    max_steps = _length(options, loaders[0], options.max_steps, epochs)
+    _require_disk(options, config, folder, max_steps)
     given = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
     resolved = Resolved(train_data, val_data, **choices | given, seq_len=seq_len, max_steps=max_steps)
     run = _make_run(options, folder, (model, vocabulary, shown), loaders, resolved, make_optimizer)
@@ -54,14 +59,15 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
     val_data = resolved.val_data or (_default_val_data(resolved.train_data) if options.val_every else None)
     config = pretrained.load_config(found.model)
     paths = _token_files(options, resolved.train_data, val_data)
-    vocabulary = agreed_vocabulary(model_vocabulary(found.model), config.V, paths)
+    talks, vocabulary = _agreed(model_vocabulary(found.model), config, paths)
+    if talks and vocabulary.size > config.V:
+        raise UserError(f"{paths[0]}: has {vocabulary.size:,} tokens, but the model of the run {config.V:,}")
     shown = readable(vocabulary) if options.sample_every else None
-    _require_memory(options, config, resolved.seq_len, (resolved.train_data, val_data))
-    loaders = _open_data(options, config, resolved.seq_len, resolved.train_data, val_data)
+    loaders = _open_data(options, config, resolved.seq_len, (resolved.train_data, val_data), talks)
     max_steps = _length(options, loaders[0], resolved.max_steps)
     _require_disk(options, config, folder, max_steps - found.step, in_place)
     resolved = dataclasses.replace(resolved, val_data=val_data, max_steps=max_steps)
-    resume.say_if_length_changed(found, options, max_steps)
+    resume.say_if_length_changed(found, resolved)
     models = GPT2.load(found.model), vocabulary, shown
     run = _make_run(options, folder, models, loaders, resolved, make_optimizer)
     run.found, run.in_place, run.saved = found, in_place, found.step if in_place else None
@@ -93,15 +99,18 @@ def default_data(split):
 def _default_val_data(train_data):
     """The validation files that go with training files, or by default TinyShakespeare's.
 
-    train_data: paths and globs, or None. Where one says "train", as in mine_train.bin, its counterpart says "val".
-    Raises UserError unless each has one.
+    train_data: paths and globs, or None. Where one last says "train", as in mine_train.bin, its counterpart says "val",
+    without the number of a part: mine_val.bin for mine_train_*.bin. Raises UserError unless each has one.
     """
     if train_data is None:
         return default_data("val")
     counterparts = []
     for path in train_data:
         folder, name = os.path.split(path)
-        counterpart = os.path.join(folder, re.sub(r"(?<![A-Za-z])train(?![A-Za-z])", "val", name))
+        counterpart = os.path.join(folder, re.sub(r"(.*)(?<![A-Za-z])train(?![A-Za-z])", r"\1val", name))
+        whole = re.sub(r"_[0-9*?]+(?=\.bin$)", "", counterpart)
+        if counterpart != path and not glob.glob(counterpart) and os.path.exists(whole):
+            counterpart = whole
         if counterpart == path or not (os.path.exists(counterpart) or glob.glob(counterpart)):
             beside = "" if counterpart == path else f" ({counterpart})"
             raise UserError(
@@ -109,12 +118,19 @@ def _default_val_data(train_data):
                 "or train without: --val-every 0"
             )
         counterparts.append(counterpart)
-    return tuple(counterparts)
+    return tuple(dict.fromkeys(counterparts))
 
 
 def _token_files(options, train_data, val_data):
     """Returns the paths of the token files that a run reads. Raises UserError."""
     return expand([*train_data, *(val_data if options.val_every else ())])
+
+
+def _agreed(vocabulary, config, paths):
+    """Returns (whether token files hold conversations, the vocabulary of these and of the model). Raises UserError."""
+    if talks := are_conversations(paths):
+        return talks, conversations_vocabulary(vocabulary, config.V, paths)
+    return talks, agreed_vocabulary(vocabulary, config.V, paths)
 
 
 def _make_run(options, folder, model_parts, loaders, resolved, make_optimizer):
@@ -148,20 +164,22 @@ def _initial_config(options, train_data):
         raise UserError(f"--init scratch: {error}; choose other --channels or --heads") from error
 
 
-def _length(options, loader, steps):
-    """The steps of a run, from --epochs if given; a last update may go on into the next epoch."""
-    return steps if options.epochs is None else -(-options.epochs * loader.num_batches // options.grad_accum_steps)
+def _length(options, loader, steps, epochs=None):
+    """The steps of a run, from --epochs if given; a last update may go on into the next epoch.
+
+    steps, or else epochs: if --epochs is not given, either may be None, and MAX_STEPS is for both.
+    """
+    if options.epochs is not None or steps is None:
+        epochs = options.epochs or epochs
+        steps = MAX_STEPS if epochs is None else -(-epochs * loader.num_batches // options.grad_accum_steps)
+    return steps
 
 
-def _require_memory(options, config, seq_len, data):
-    """Raises UserError if there is too little memory, or a sequence is too long; data: token files of both splits."""
-    if config.maxT < seq_len:
-        raise UserError(f"--seq-len {seq_len}: the model's positions end at {config.maxT}")
+def _require_memory(options, config, seq_len, data_bytes):
+    """Raises UserError if there is too little memory; data_bytes: what the loaders will hold."""
     # A prompt has at most as many tokens as bytes.
     sample_length = min(config.maxT, max(1, len(options.prompt.encode())) + options.sample_tokens)
     sample_length = sample_length if options.sample_every else 0
-    train_data, val_data = data
-    data_bytes = bytes_in_memory(train_data) + (bytes_in_memory(val_data) if options.val_every else 0)
     require_memory(config, options.batch_size, seq_len, sample_length, data_bytes)
 
 
@@ -180,23 +198,41 @@ def _require_disk(options, config, folder, left, in_place=False):
     require_disk(config, folder, at_once, present * checkpoint_bytes(config))
 
 
-def _open_data(options, config, T, train_data, val_data):
-    """Returns the loaders of both splits, that of the validation None if there is none.
+def _open_data(options, config, T, data, talks):
+    """Returns the loaders of both splits, that of the validation None if there is none, if there is memory for the run.
 
-    Validation takes smaller batches if its split is shorter than one, so that a short text can be trained on.
+    data: the token files of both splits. talks: whether those hold conversations. Validation takes smaller batches if
+    its split is shorter than one, so that a short text can be trained on. Raises UserError.
     """
+    if config.maxT < T:
+        raise UserError(f"--seq-len {T}: the model's positions end at {config.maxT}")
+    train_data, val_data = data
+    B, V = options.batch_size, config.V
+    if talks:
+        if options.shuffle == LLMC:
+            raise UserError(f"--shuffle {LLMC}: llm.c has no order for conversations; leave out {LLMC}")
+        train_loader = ConversationLoader(train_data, B, T, V, options.seed, options.loss_on, options.grad_accum_steps)
+        val_loader = ConversationLoader(val_data, B, T, V, None, options.loss_on) if options.val_every else None
+        _require_memory(options, config, max(loader.widest for loader in (train_loader, val_loader) if loader), 0)
+        return train_loader, val_loader
+    if options.loss_on != ASSISTANT:
+        raise UserError(f"--loss-on {options.loss_on}: is for conversations; of a text, every token has a loss")
+    data_bytes = bytes_in_memory(train_data) + (bytes_in_memory(val_data) if options.val_every else 0)
+    _require_memory(options, config, T, data_bytes)
     shuffle_seed = {True: options.seed, False: None}.get(options.shuffle, options.shuffle)
-    B = options.batch_size
-    train_loader = DataLoader(train_data, B, T, config.V, shuffle_seed)
-    return train_loader, DataLoader(val_data, B, T, config.V, shrink=True) if options.val_every else None
+    train_loader = DataLoader(train_data, B, T, V, shuffle_seed)
+    return train_loader, DataLoader(val_data, B, T, V, shrink=True) if options.val_every else None
 
 
 def _initial_model(options, config):
-    """Returns the model that --init names, of random weights if those of GPT-2 cannot be had."""
+    """Returns the model that --init names, of random weights if those of GPT-2 cannot be had.
+
+    It grows if config.V is more than its own: conversations bring control tokens along.
+    """
     if options.init == "scratch":
         return GPT2(config, options.seed)
     try:
-        return GPT2.from_pretrained(options.init)
+        model = GPT2.from_pretrained(options.init)
     except UnavailableError as error:
         if options.init != "gpt2":
             raise
@@ -207,3 +243,7 @@ def _initial_model(options, config):
             flush=True,
         )
         return GPT2(config, options.seed)
+    if config.V == model.config.V:
+        return model
+    print(f"the vocabulary grows from {model.config.V:,} to {config.V:,} tokens: new ones start as the mean of the old")
+    return model.grown(config.V)

@@ -3,8 +3,11 @@
 import math
 import time
 
+import numpy as np
+
 from gpt2.errors import UserError
 from gpt2.kernels.dropout import Dropout
+from gpt2.model import NO_TARGET
 from gpt2.optimizer import clip_scale, gradient_norm, learning_rate
 from gpt2.training.health import first_nonfinite, first_nonfinite_gradient
 
@@ -18,7 +21,7 @@ def train_step(state, options):
     step, resolved = state.step + 1, state.resolved
     lr = learning_rate(
         state.step,
-        options.lr_schedule,
+        resolved.lr_schedule,
         resolved.learning_rate,
         resolved.warmup_steps,
         resolved.max_steps,
@@ -26,7 +29,7 @@ def train_step(state, options):
     )
     epoch = state.loader.epoch
     start = time.perf_counter()
-    loss, where = _gradients(state, options)
+    loss, tokens, where = _gradients(state, options)
     middle = time.perf_counter()
     state.updating = True
     norm, skipped = _update(state, options, loss, lr)
@@ -40,7 +43,7 @@ def train_step(state, options):
         "lr": lr,
         "gradients_ms": 1e3 * (middle - start),
         "update_ms": 1e3 * (end - middle),
-        "tokens_per_s": options.batch_size * resolved.seq_len * options.grad_accum_steps / seconds,
+        "tokens_per_s": tokens / seconds,
     }
     if skipped:
         state.skipped[skipped] += 1
@@ -57,23 +60,23 @@ def train_step(state, options):
 def _gradients(state, options):
     """Computes the gradients of the step's micro-batches, summed up.
 
-    Returns (mean loss, a function that says where the first number that is not finite came up).
+    Returns (mean loss, tokens, a function that says where the first number that is not finite came up).
     """
     model, loader, count = state.model, state.loader, options.grad_accum_steps
     loss, tensor, batch = 0.0, None, loader.position
     start = batch
     try:
-        for micro_step in range(count):
-            if options.overfit_single_batch:
-                loader.reset()
-            position = loader.position
-            tokens, targets = loader.next_batch()
+        batches = [_next_batch(loader, options) for _ in range(count)]
+        counts = [np.count_nonzero(targets != NO_TARGET) for _, _, targets in batches]
+        for micro_step, (position, tokens, targets) in enumerate(batches):
             compute = model.add_gradients if micro_step else model.overwrite_gradients
             dropout = Dropout(options.dropout, options.seed, state.step + 1, micro_step)
-            batch_loss = compute(tokens, targets, dropout)
+            # Each target of the step counts alike, wherever it is; the update divides by the micro-batches' number.
+            weight = counts[micro_step] * count / sum(counts)
+            batch_loss = compute(tokens, targets, dropout, weight)
             if not (math.isfinite(batch_loss) or tensor):
                 tensor, batch = first_nonfinite(model), position
-            loss += batch_loss / count
+            loss += batch_loss * weight / count
     except BaseException:
         loader.position = start  # the step may be saved as not begun
         raise
@@ -82,7 +85,14 @@ def _gradients(state, options):
         others = f" (or the {count - 1} after it)" if count > 1 and not tensor else ""
         return f"{tensor or first_nonfinite_gradient(model)}; batch: {loader.where(batch)}{others}"
 
-    return loss, where
+    return loss, sum(tokens.size for _, tokens, _ in batches), where
+
+
+def _next_batch(loader, options):
+    """Returns (position, tokens, targets) of the next batch."""
+    if options.overfit_single_batch:
+        loader.reset()
+    return loader.position, *loader.next_batch()
 
 
 def _update(state, options, loss, lr):

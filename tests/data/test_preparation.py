@@ -7,9 +7,10 @@ import pytest
 
 from gpt2 import prepare
 from gpt2.data import preparation
-from gpt2.data.vocabulary import END_OF_TEXT, GPT2Vocabulary, load_vocabulary
+from gpt2.data.vocabulary import GPT2Vocabulary, load_vocabulary
 from gpt2.errors import UserError
 from gpt2.formats.llmc import open_tokens
+from gpt2.formats.tokenizer_folder import END_OF_TEXT
 from tests.support.vocabulary import pin_byte_vocabulary, write_vocabulary
 
 # " t" is a token of the byte vocabulary, so a cut within " the" would change the tokens.
@@ -66,6 +67,17 @@ def test_the_split_is_between_the_documents_nearest_to_the_fraction(folder, frac
     assert words.decode(tokens("mine_val.bin")) == "".join(END_OF_TEXT + letter * 30 for letter in val)
     train = [letter for letter in "abcde" if letter not in val]
     assert words.decode(tokens("mine_train.bin")) == "".join(END_OF_TEXT + letter * 30 for letter in train)
+
+
+def test_a_split_far_from_the_fraction_is_said(folder, capsys):
+    (folder / "text.txt").write_text("a" * 30 + "\n" + "b c " * 40)
+    run("--documents", "line")
+    said = "validation is 83% of the tokens, not 10%: no document is divided between the splits\n"
+    share = len(tokens("mine_val.bin")) / len(tokens("mine_train.bin") + tokens("mine_val.bin"))
+    assert said.replace("83%", f"{share:.0%}") in capsys.readouterr().out and share > 0.5
+    (folder / "text.txt").write_text("\n".join("ab" * 9 for _ in range(100)))
+    run("--documents", "line", "--force")
+    assert "not 10%" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fraction", ["0.0001", "0.9999"])
@@ -144,7 +156,7 @@ BAD = {
 @pytest.mark.parametrize(
     ("arguments", "input", "message"),
     [
-        (["--val-fraction", "0"], "text.txt", "--val-fraction 0: choose"),
+        (["--val-fraction", "-0.1"], "text.txt", "--val-fraction -0.1: choose"),
         (["--name", "../x"], "text.txt", "--name '../x': choose"),
         (["--vocab", "bpe:9999"], "text.txt", "bpe:9999: the text allows "),
         (["--vocab", "nowhere"], "text.txt", "nowhere: no such folder, expected one with tokenizer.json"),
@@ -157,7 +169,7 @@ BAD = {
         ([], "blank.txt", "mine: 0 tokens, expected at least 20; choose a longer text"),
         ([], "short.txt", "mine: 6 tokens, expected at least 20; choose a longer text"),
         (["--vocab", "chars"], "empty.txt", "mine: 0 tokens, expected at least 20; choose a longer text"),
-        (["--vocab", "bpe:300"], "empty.txt", "bpe:300: the text allows 257 tokens"),
+        (["--vocab", "bpe:300"], "empty.txt", "bpe:300: the text allows 261 tokens"),
         (["--documents", "line"], "blank.txt", "mine: 0 tokens, expected at least 20; choose a longer text"),
     ],
 )
@@ -171,28 +183,38 @@ def test_bad_input_is_refused_and_leaves_nothing(folder, arguments, input, messa
     assert {path.name for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("vocab", ["gpt2", "chars", "bpe:262", "folder"])
+@pytest.mark.parametrize("vocab", ["gpt2", "chars", "bpe:266", "folder"])
 @pytest.mark.parametrize(
     "text", [f"a few{' ' * 1_000_001}words" + "\n" * 100, "a\0\0 b\0\n" * 50], ids=["spaces", "nul"]
 )
 def test_any_text_comes_back_as_it_was_with_every_vocabulary(folder, vocab, text):
     if vocab == "folder":
-        run("--vocab", "bpe:262")
+        run("--vocab", "bpe:266")
         (folder / "mine_vocabulary").rename(folder / "folder")
     elif "bpe" in vocab and "\0" in text:
-        vocab = "bpe:258"
+        vocab = "bpe:262"
     (folder / "text.txt").write_text(text)
     run("--vocab", vocab, "--force")
     words = GPT2Vocabulary() if vocab == "gpt2" else load_vocabulary("mine_vocabulary")
     found = tokens("mine_train.bin") + tokens("mine_val.bin")
     assert words.decode(found) == END_OF_TEXT + text
-    assert vocab != "bpe:262" or len(found) < len(text) / 10  # the blanks were merged
+    assert vocab != "bpe:266" or len(found) < len(text) / 10  # the blanks were merged
 
 
 def test_words_of_any_length_can_be_trained_on(monkeypatch):
     monkeypatch.setattr(preparation, "LONG_WORD", 8)
     words = list(preparation._with_short_words(["one two three", "x" * 30 + " four", ""]))
     assert "".join(words) == "one two three" + "x" * 30 + " four" and max(map(len, words)) <= 16
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_there_need_be_no_validation_part(folder, at, capsys):
+    run("--documents", "line")
+    whole = tokens("mine_train.bin") + tokens("mine_val.bin")
+    capsys.readouterr()
+    run("--documents", "line", "--val-fraction", "0", "--val-at", at, "--force")
+    assert tokens("mine_train.bin") == whole and not (folder / "mine_val.bin").exists()
+    assert "mine_val" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["mine_train.bin", "mine_train_0000.bin", "mine_val.bin", "mine_vocabulary"])

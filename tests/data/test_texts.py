@@ -95,6 +95,11 @@ def test_marks_and_line_ends_are_those_of_unix(monkeypatch, chunk):
     monkeypatch.setattr(texts, "CHUNK", chunk)
     assert read("a.txt", b"\xef\xbb\xbfone\r\ntwo\rthree\xc3\xa9\r") == ["one\ntwo\nthreeé\n"]
     assert read("a.txt", b"") == read("a.txt", b" \n") == []
+    assert (
+        read("a.jsonl", '"one\\r\\ntwo\\rthree"')
+        == read("a.csv", 'text\r\n"one\r\ntwo\rthree"\r\n')
+        == ["one\ntwo\nthree"]
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 2**20])
@@ -149,6 +154,7 @@ def test_a_zst_file_without_the_package_names_it(monkeypatch):
             Form(),
             "a.jsonl: line 1: no field 'text', but ['body']; name it with --text-field",
         ),
+        ("a.jsonl", '{"messages": []}', Form(), "a.jsonl: line 1: no field 'text', but ['messages']; prepare conv"),
         ("a.jsonl", '{"text": 3}', Form(), "a.jsonl: line 1: 3, expected a text"),
         ("a.jsonl", '{"text": "\\ud800"}', Form(), "a.jsonl: line 1: half of a surrogate pair"),
         ("a.jsonl", "[" * 100_000, Form(), "a.jsonl: line 1: "),
@@ -171,8 +177,9 @@ def test_bad_files_are_named_in_a_line(name, data, form, message):
 
 
 def test_inputs_are_files_folders_and_globs(folder):
-    (folder / "in" / "deep").mkdir(parents=True)
-    for name in ("b.txt", "a.jsonl.gz", ".hidden.txt", "image.png", "deep/c.md", "x.txt.zst"):
+    for name in ("deep", ".git"):
+        (folder / "in" / name).mkdir(parents=True)
+    for name in ("b.txt", "a.jsonl.gz", ".hidden.txt", ".git/d.txt", "image.png", "deep/c.md", "x.txt.zst"):
         (folder / "in" / name).touch()
     assert expand(["in"]) == ["in/a.jsonl.gz", "in/b.txt", "in/deep/c.md", "in/x.txt.zst"]
     assert expand(["in/*.txt", "-", "in/image.png"]) == ["in/b.txt", "-", "in/image.png"]

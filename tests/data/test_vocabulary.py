@@ -7,13 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2.data import vocabulary
+from gpt2.data.trained_vocabulary import LARGEST, byte_pairs, characters
 from gpt2.data.vocabulary import (
-    END_OF_TEXT,
     GPT2Vocabulary,
     UnknownVocabulary,
-    byte_pairs,
-    characters,
     extends,
     load_vocabulary,
     save_vocabulary,
@@ -21,6 +18,7 @@ from gpt2.data.vocabulary import (
 )
 from gpt2.errors import UserError
 from gpt2.formats.llmc import UNKNOWN_VOCABULARY, write_token_file, write_tokens
+from gpt2.formats.tokenizer_folder import END_OF_TEXT
 from tests.support.vocabulary import byte_level, grown_by
 
 TEXT = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 20
@@ -33,7 +31,7 @@ def pairs():
 
 
 def test_byte_pairs_give_any_text_back(pairs):
-    assert (pairs.size, pairs.begin, pairs.ends) == (300, 299, (299,))
+    assert (pairs.size, pairs.begin, pairs.ends) == (300, 295, (295,))
 
     @settings(max_examples=200, deadline=None)
     @given(st.text())
@@ -64,7 +62,7 @@ def test_the_same_texts_give_the_same_vocabulary(pairs):
 
 def test_characters_are_tokens():
     words = characters(["ab", "cé\n", "b"])
-    assert words.size == 6 and words.encode("\nabcé") == [0, 1, 2, 3, 4]
+    assert words.size == 4 + 1 + 5 and words.encode("\nabcé") == [0, 1, 2, 3, 4]
     assert words.decode([0, 1, 2, 3, 4]) == "\nabcé"
 
 
@@ -80,7 +78,7 @@ def test_a_character_that_is_missing_is_named_with_its_place():
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (256, "bpe:256: choose a size from 257"),
+        (260, "bpe:260: choose a size from 261"),
         (65_537, "bpe:65537: choose a size"),
         (60_000, "bpe:60000: the text allows "),
     ],
@@ -92,7 +90,7 @@ def test_sizes_that_cannot_be_are_refused(size, message):
 
 def test_too_many_characters_are_refused():
     with pytest.raises(UserError, match="different characters"):
-        characters(["".join(map(chr, range(0x10000, 0x10000 + vocabulary.LARGEST)))])
+        characters(["".join(map(chr, range(0x10000, 0x10000 + LARGEST)))])
 
 
 def test_a_saved_vocabulary_is_the_same(pairs, tmp_path):
@@ -128,7 +126,7 @@ def test_control_tokens_may_be_given_as_objects(pairs, tmp_path):
     save_vocabulary(pairs, tmp_path / "saved")
     (tmp_path / "saved" / "tokenizer_config.json").write_text(json.dumps({"bos_token": {"content": END_OF_TEXT}}))
     loaded = load_vocabulary(tmp_path / "saved")
-    assert (loaded.begin, loaded.ends) == (299, (299,))
+    assert (loaded.begin, loaded.ends) == (295, (295,))  # the name of the latter is transformers' default
 
 
 def test_a_vocabulary_replaces_another_but_nothing_else(pairs, tmp_path):

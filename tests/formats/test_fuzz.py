@@ -6,6 +6,7 @@ hang, needs little memory beyond the file's size, and leaves no file open.
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import pathlib
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from gpt2.config import GPT2Config
 from gpt2.data import dataloader, download, tokenizer
+from gpt2.data.conversation_loader import ConversationLoader
 from gpt2.data.hellaswag import read_examples
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import huggingface, llmc, tensors
@@ -124,6 +126,22 @@ def map_tokens(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataloader, "READ_BYTES", 0)
         read_tokens(folder)
+
+
+def conversation_folders():
+    lengths, counts = np.array([9, 2, 12, 7], "<i4"), np.arange(30) % 3 > 0
+    body = (np.arange(30) % CONFIG.V).astype("<u2").tobytes() + lengths.tobytes() + np.packbits(counts).tobytes()
+    return [{"talks.bin": header(20240520, 2, 30, *[0] * 8, 4) + body}]
+
+
+def read_conversations(folder):
+    with contextlib.redirect_stdout(io.StringIO()):  # says which conversations are too long
+        loader = ConversationLoader(folder / "talks.bin", 2, 10, CONFIG.V, 1)
+    for _ in range(loader.num_batches):
+        tokens, targets = loader.next_batch()
+        assert tokens.shape == targets.shape and 0 < tokens.shape[0] <= 2 and 0 < tokens.shape[1] <= 10
+        assert tokens.min() >= 0 and tokens.max() < CONFIG.V
+        assert targets.min() >= -1 and targets.max() < CONFIG.V and (targets >= 0).any(axis=1).all()
 
 
 def state_folders():
@@ -283,6 +301,7 @@ READERS = {
     "mapped model": Reader(model_folders(), map_model),
     "tokens": Reader(token_folders(), read_tokens),
     "mapped tokens": Reader(token_folders(), map_tokens),
+    "conversations": Reader(conversation_folders(), read_conversations),
     "reference state": Reader(state_folders(), read_state),
     "safetensors folder": Reader([with_length(parts) for parts in foreign_folders()], read_foreign),
     "safetensors header": Reader(foreign_folders(), read_foreign, with_length),

@@ -5,7 +5,7 @@ import pytest
 
 from gpt2 import GPT2, GPT2Config
 from gpt2.errors import UserError
-from gpt2.inference.context import Context
+from gpt2.inference.context import Batch, Context
 from gpt2.inference.decoder import append
 
 CONFIG = GPT2Config(maxT=16, V=50, L=2, NH=2, C=8)
@@ -138,3 +138,46 @@ def test_nonfinite_logits_are_an_error(model, broken):
     context.add([[1, 2]])
     with pytest.raises(UserError, match="logits are not finite"):
         context.logits()
+
+
+def test_what_a_context_becomes_is_computed_from_where_it_differs(model, monkeypatch):
+    context, read = Context(CONFIG, model.params_flat), []
+    forward = context._decoder.forward
+
+    def watched(tokens):
+        read.append(np.shape(tokens)[1])
+        return forward(tokens)
+
+    monkeypatch.setattr(context._decoder, "forward", watched)
+    tokens = random_tokens(1, 12)[0]
+    other = tokens.copy()
+    other[7] = (other[7] + 1) % CONFIG.V
+    for wanted, new in [(tokens[:9], 9), (tokens, 3), (other, 5), (other[:4], 1), (other[:4], 1), (tokens[1:], 11)]:
+        context.become(wanted)
+        check(context, model, wanted[None])
+        assert read.pop() == new and not read
+
+
+def test_texts_of_a_batch_have_the_logits_of_each_alone_to_the_last_bit():
+    """Also while others are begun anew, continued by several tokens, or slide."""
+    config = GPT2Config(maxT=40, V=131, L=2, NH=3, C=63)
+    model = GPT2(config, seed=3)
+    model.params["wte"] *= 40
+    rng = np.random.default_rng(0)
+    batch = Batch(config, model.params_flat, 8)
+    alone = [Context(config, model.params_flat) for _ in range(8)]
+    for step in range(120):
+        for row, context in enumerate(alone):
+            if step == 0 or rng.random() < 0.03:
+                tokens = rng.integers(0, config.V, rng.integers(1, 40))
+                batch.start(row, tokens)
+                context.forget(99)
+                context.add([tokens])
+        rows = rng.permutation(8)[: rng.integers(1, 9)].tolist()
+        for row, logits in zip(rows, batch.logits(rows), strict=True):
+            np.testing.assert_array_equal(logits, alone[row].logits()[0])
+            np.testing.assert_array_equal(batch.texts[row], alone[row].tokens[0])
+            for token in rng.integers(0, config.V, rng.choice([1, 1, 1, 12])):
+                batch.add(row, token)
+                alone[row].add([[token]])
+    assert batch.slid and all(context.slid for context in alone)

@@ -141,6 +141,13 @@ def test_the_best_comes_along_to_another_folder():
     assert before == {path: path.read_bytes() for path in pathlib.Path("at-47").rglob("*") if path.is_file()}
 
 
+def test_the_best_is_continued_in_another_folder_only():
+    with pytest.raises(UserError, match="best: the best checkpoint of a run; to continue from it, give another --out-"):
+        resume("at-47/best", {"threads": 1})
+    resume("at-47/best", {"out_dir": "branch", "threads": 1})
+    assert steps("branch")
+
+
 @pytest.mark.parametrize(("damage", "next_one"), [("gone", 45), ("cut off", 45), ("given anew", 48)])
 def test_a_best_that_is_not_there_any_more_is_said_and_the_next_counts(damage, next_one):
     path = pathlib.Path(f"at-47/best/model_{BEST:08}.bin")

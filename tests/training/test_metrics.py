@@ -390,3 +390,27 @@ def test_picture_of_nothing(tmp_path):
     metrics = Metrics.start(tmp_path)
     metrics.draw()
     assert metrics.picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_shows_the_run_before_at_negative_steps(tmp_path, monkeypatch):
+    drawn, borders = {}, []
+    axes = matplotlib.axes.Axes
+    monkeypatch.setattr(axes, "plot", lambda self, x, y, *style, label: drawn.update({label: (list(x), list(y))}))
+    monkeypatch.setattr(axes, "axvline", lambda self, x, **style: borders.append(x))
+    before = [line(0, val_loss=6.0), line(1, train_loss=5.0), line(2, train_loss=4.0, val_loss=4.5), line(3)]
+    Metrics.start(tmp_path, before=before).write({"step": 0, "val_loss": 4.0})
+    (tmp_path / "moved").mkdir()
+    metrics = Metrics.resume(tmp_path, tmp_path / "moved", 0)
+    metrics.write({"step": 1, "train_loss": 3.0})
+    metrics.draw()
+    assert drawn == {"training batch": ([-2, -1, 1], [5, 4, 3]), "validation": ([-3, -1, 0], [6, 4.5, 4])}
+    assert borders == [0] and metrics.picture.read_bytes().startswith(b"\x89PNG")
+    for damaged in (b"", b"\xff\n{"):  # shows this run alone
+        borders.clear()
+        metrics.before.write_bytes(damaged)
+        metrics.draw()
+        assert drawn["validation"] == ([0], [4]) and not borders
+    Metrics.resume(tmp_path / "moved", tmp_path / "moved", 0)
+    Metrics.start(tmp_path)
+    for folder in (tmp_path / "moved", tmp_path):
+        assert not (folder / "metrics_before.jsonl").exists()  # of an earlier run that saved nothing

@@ -18,7 +18,7 @@ SIZES = {"layers", "heads", "channels", "context"}
 POSITIVE |= SIZES | {"epochs"}
 NUMBERS = {"learning_rate", "weight_decay", "grad_clip", "skip_spikes"}
 # What may be left to the run.
-OPEN = {"train_data", "val_data", "learning_rate", "warmup_steps", "grad_clip"}
+OPEN = {"train_data", "val_data", "learning_rate", "lr_schedule", "warmup_steps", "grad_clip"}
 OPEN |= SIZES | {"size", "seq_len", "max_steps", "epochs"}
 BAD_NUMBERS = ["1", True, [1], float("nan"), float("inf")]
 BAD = (
@@ -34,6 +34,7 @@ BAD = (
         "final_lr_fraction": [-0.1, 1.1, *BAD_NUMBERS],
         "lr_schedule": ["", "cosinus", 1],
         "size": ["", "gpt3", 1, ["baby"]],
+        "loss_on": ["", "user", 1, ["all"]],
         "prompt": [1, "a lone surrogate \udcff", b"text"],
         "threads": [1.0, "1", True, 2**31],
     }
@@ -58,6 +59,7 @@ def test_a_value_that_an_option_does_not_take_is_refused_in_one_line_with_its_fl
         ("eps", [1.2e-38, 1]),
         ("final_lr_fraction", [0, 1, 0.5]),
         ("shuffle", [True, False, "llmc"]),
+        ("loss_on", ["assistant", "all"]),
         ("lr_schedule", ["constant", "linear", "cosine", "wsd"]),
         ("prompt", ["", "\0", "caf\u00e9\n"]),
         ("threads", [1, 2**31 - 1]),  # how many there may be is for the machine to say
@@ -97,13 +99,20 @@ def test_the_length_of_a_run_is_said_once():
         TrainOptions(epochs=1, max_steps=0)
 
 
-RESOLVED = {"train_data": ["a"], "val_data": None, "learning_rate": 0.1, "warmup_steps": 2, "grad_clip": 0.0}
+RESOLVED = {
+    "train_data": ["a"],
+    "val_data": None,
+    "learning_rate": 0.1,
+    "lr_schedule": "linear",
+    "warmup_steps": 2,
+    "grad_clip": 0.0,
+}
 RESOLVED |= {"seq_len": 8, "max_steps": 0}
 
 
 def test_what_a_run_settled_on_is_read_back():
     resolved = Resolved.from_saved({"resolved": RESOLVED, "options": {}})
-    assert resolved == Resolved(("a",), None, 0.1, 2, 0.0, 8, 0)
+    assert resolved == Resolved(("a",), None, 0.1, "linear", 2, 0.0, 8, 0)
     assert json.loads(json.dumps(dataclasses.asdict(resolved))) == RESOLVED
     for name in RESOLVED.keys() - {"val_data"}:
         with pytest.raises(UserError):

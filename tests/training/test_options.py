@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from gpt2 import GPT2, GPT2Config
+from gpt2.data.conversation_loader import ConversationLoader
 from gpt2.data.dataloader import DataLoader
 from gpt2.errors import UserError
+from gpt2.formats.conversation_file import Conversations, write_conversations
 from gpt2.formats.llmc import write_tokens
 from gpt2.formats.run import best_steps, steps
 from gpt2.machine import available_threads, set_threads
@@ -36,6 +38,7 @@ BASE = TrainOptions(
     batch_size=2,
     seq_len=8,
     max_steps=10,
+    lr_schedule="constant",
     learning_rate=1e-2,
     warmup_steps=0,
     grad_clip=0.0,
@@ -89,6 +92,10 @@ COMPUTED = [
     ("grad_clip", 0.1, {}),
     ("grad_clip", 0.1, {"grad_accum_steps": 2}),
     ("skip_spikes", 1.2, {}),
+    ("loss_on", "all", {"train_data": ("talks.bin",)}),
+    ("loss_on", "all", {"train_data": ("talks.bin",), "grad_accum_steps": 3}),
+    ("grad_accum_steps", 3, {"train_data": ("talks.bin",)}),
+    ("epochs", 3, {"train_data": ("talks.bin",), "max_steps": None}),
 ]
 
 
@@ -102,6 +109,12 @@ def files(tmp_path_factory):
         model.save(folder / name)
     for name, count in (("train", 170), ("other-1", 90), ("other-2", 60), ("val", 100)):
         write_tokens(folder / f"{name}.bin", rng.integers(0, CONFIG.V, count))
+    lengths = rng.integers(2, 10, 19).astype(np.int32)
+    counts = rng.random(lengths.sum()) < 0.4
+    counts[np.cumsum(lengths) - 1] = True
+    talks = Conversations(rng.integers(0, CONFIG.V, lengths.sum()).astype(np.uint16), lengths, counts)
+    with open(folder / "talks.bin", "wb") as file:
+        write_conversations(file, talks)
     return folder
 
 
@@ -132,7 +145,11 @@ def expected(options, broken=()):
     """What `train` returns, in float64. broken: steps whose gradient is not finite, and which are skipped."""
     config = model_config(options)
     T = min(64, config.maxT) if options.seq_len is None else options.seq_len
-    loader = DataLoader(options.train_data, options.batch_size, T, CONFIG.V, shuffle_seed(options))
+    if options.train_data == ("talks.bin",):
+        rest = options.seed, options.loss_on, options.grad_accum_steps
+        loader = ConversationLoader(options.train_data, options.batch_size, T, CONFIG.V, *rest)
+    else:
+        loader = DataLoader(options.train_data, options.batch_size, T, CONFIG.V, shuffle_seed(options))
     model = GPT2(config, options.seed) if options.init == "scratch" else GPT2.load(options.init)
     max_steps = 40 if options.max_steps is None else options.max_steps
     if options.epochs is not None:
@@ -169,15 +186,18 @@ def shuffle_seed(options):
 
 
 def mean_gradients(options, params, config, loader, step):
-    """Returns (loss, gradients), each the mean over the micro-batches of a step."""
-    parts = []
+    """Returns (loss, gradients), each the mean over the targets in all micro-batches of a step."""
+    parts, weights = [], []
     for micro_step in range(options.grad_accum_steps):
         if options.overfit_single_batch:
             loader.reset()
         mask = reference.dropout_masks(options.dropout, options.seed, step, micro_step)
-        parts.append(reference.loss_and_gradients(params, config, *loader.next_batch(), mask))
+        tokens, targets = loader.next_batch()
+        parts.append(reference.loss_and_gradients(params, config, tokens, targets, mask))
+        weights.append(np.count_nonzero(targets >= 0))
     losses, grads = zip(*parts, strict=True)
-    return np.mean(losses), {name: np.mean([grad[name] for grad in grads], axis=0) for name in params}
+    mean = functools.partial(np.average, axis=0, weights=weights)
+    return mean(losses), {name: mean([grad[name] for grad in grads]) for name in params}
 
 
 def learning_rate(options, step, max_steps):

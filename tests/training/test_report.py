@@ -60,11 +60,9 @@ def test_a_run_is_described(tmp_path, capsys):
     write_tokens(tmp_path / "train.bin", np.arange(1700) % 50)
     model = GPT2(CONFIG)
     loader = DataLoader(tmp_path / "train.bin", 2, 8, 50)
-    options = TrainOptions(
-        batch_size=2, seq_len=8, grad_accum_steps=3, max_steps=7, lr_schedule="wsd", seed=5, threads=2
-    )
+    options = TrainOptions(batch_size=2, seq_len=8, grad_accum_steps=3, max_steps=7, seed=5, threads=2)
     for clip, said in ((0.0, "no clipping"), (0.5, "clip 0.5")):
-        state = TrainState(model, AdamW(model), loader, Resolved(("train.bin",), None, 1e-3, 4, clip, 8, 7))
+        state = TrainState(model, AdamW(model), loader, Resolved(("train.bin",), None, 1e-3, "wsd", 4, clip, 8, 7))
         report.describe(options, state, None)
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "[GPT-2] maxT 16 | V 50 | Vp 128 | L 1 | NH 2 | C 12"
@@ -90,7 +88,9 @@ before = peak_bytes()
 np.ones(before // 8 + 2**24)  # as much again, and 128 MiB
 print(before, peak_bytes())
 """
+    held = np.ones(2**27)  # 1 GiB, which is not the child's
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    del held
     before, after = map(int, run.stdout.split())
     assert 2**24 < before < 2**30 and before + 2**27 <= after < 2 * before + 2**28
 

@@ -249,10 +249,12 @@ def test_updates_left_out_before_do_not_end_a_run_that_tolerates_fewer(folder, m
 
 def test_a_save_that_was_interrupted_is_brought_to_its_end_even_if_no_step_is_left(folder):
     pathlib.Path("parts/checkpoints.json").write_text(json.dumps({"step": 9}))
-    pathlib.Path("parts/.loss.png.abcdefgh").touch()
+    left = [pathlib.Path("parts", f".{name}.abcdefgh") for name in ("loss.png", "metrics_before.jsonl")]
+    for path in left:
+        path.touch()
     resume("parts", "--keep", "3")
     assert newest_model("parts").name == "model_00000012.bin"
-    assert checkpoint.steps("parts") == [12, 11, 10] and not pathlib.Path("parts/.loss.png.abcdefgh").exists()
+    assert checkpoint.steps("parts") == [12, 11, 10] and not any(path.exists() for path in left)
 
 
 def test_a_folder_that_holds_the_run_to_go_on_with_is_refused(folder):

@@ -207,7 +207,9 @@ def test_a_run_that_writes_nothing_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path / "a" / "b") == ["file"]
 
 
-@pytest.mark.parametrize("name", ["model_00000001.bin", "state_00000001.bin", "checkpoints.json", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["model_00000001.bin", "state_00000001.bin", "checkpoints.json", "metrics.jsonl", "metrics_before.jsonl"]
+)
 def test_a_folder_of_a_files_name_is_refused(tmp_path, name):
     (tmp_path / "out" / name).mkdir(parents=True)
     with pytest.raises(UserError, match=rf"out/{name}: a folder, but .*; rename it"), contextlib.ExitStack() as stack:

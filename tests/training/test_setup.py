@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt2 import GPT2, GPT2Config, machine
-from gpt2.data.vocabulary import characters
+from gpt2.data.trained_vocabulary import characters
 from gpt2.errors import UserError
 from gpt2.formats import training_state
 from gpt2.formats.llmc import save_model, write_tokens
@@ -74,15 +74,19 @@ def test_data_that_are_named_are_taken():
     ("train_data", "val_data"),
     [
         ("my_train.bin", ("my_val.bin",)),
+        ("train_train.bin", ("train_val.bin",)),
         ("sub/train.bin", ("sub/val.bin",)),
         ("sub/train_*.bin", ("sub/val_*.bin",)),
+        ("big_train_*.bin", ("big_val.bin",)),
+        (["big_train_0000.bin", "big_train_0001.bin"], ("big_val.bin",)),
         (["my_train.bin", "sub/train.bin"], ("my_val.bin", "sub/val.bin")),
     ],
 )
 def test_training_files_bring_the_validation_files_beside_them(capsys, train_data, val_data):
     write_data("tiny_shakespeare", 300)
     pathlib.Path("sub").mkdir()
-    for name in ("my_train", "my_val", "sub/train", "sub/val", "sub/train_1", "sub/train_2", "sub/val_9"):
+    names = "my_train", "my_val", "sub/train", "sub/val", "sub/train_1", "sub/train_2", "sub/val_9"
+    for name in (*names, "train_train", "train_val", "val_val", "big_train_0000", "big_train_0001", "big_val"):
         write_tokens(f"{name}.bin", np.arange(70) % 50)
     run = start(train_data=train_data, val_data=None)
     assert run.state.resolved.val_data == val_data
@@ -232,11 +236,11 @@ def test_the_size_of_the_vocabulary_comes_with_the_training_data():
     shutil.rmtree("other_vocabulary")
     assert start(init="scratch").state.model.config == CONFIG
     run = start(init="scratch", train_data="mine_*.bin", size="baby", layers=1, seq_len=8, val_every=0, val_data=None)
-    assert run.state.model.config.V == words.size == 8
+    assert run.state.model.config.V == words.size == 12
     with pytest.raises(UserError, match=r"^other_train\.bin: its tokens are not GPT-2's"):
         start(init="scratch", train_data="other_train.bin", val_every=0)
     with pytest.raises(
-        UserError, match=r"^train\.bin: tokens of another vocabulary than the model's, which has 8 tokens"
+        UserError, match=r"^train\.bin: tokens of another vocabulary than the model's, which has 12 tokens"
     ):
         start(init="scratch", train_data=["mine_train.bin", "train.bin"], val_every=0)
 

@@ -119,7 +119,7 @@ def test_data_of_another_vocabulary_are_refused_by_name():
     mixed = {"train_data": "chars_train.bin", "val_data": "pairs_val.bin"}
     refused(r"^pairs_val\.bin: tokens of another vocabulary", train, "chars", init="chars_run", **mixed)
     shutil.rmtree("chars_run/vocabulary")  # its SHA-256 is still known
-    digest = r"^pairs_train\.bin: .* the model's, which has the SHA-256 [0-9a-f]{12}\.\.\.;"
+    digest = r"^pairs_train\.bin: .* the model's, which has the SHA-256 [0-9a-f]{12}\.\.\.; .* --vocab FOLDER$"
     refused(digest, train, "pairs", init="chars_run")
     write_tokens("gpt2_train.bin", np.arange(100) % 30)
     refused(r"^gpt2_train\.bin: tokens of another vocabulary", train, "gpt2", init="pairs_run", val_every=0)
