@@ -60,9 +60,7 @@ def _tokenise(found, words):
     template = ChatTemplate(words)
     tokens, lengths, counts = bytearray(), [], bytearray()
     for place, messages in tqdm(found, "tokenising", leave=False, disable=None, delay=1):
-        ids, counted = template.encode(messages, source=place)
-        if not any(counted[1:]):
-            raise UserError(f"{place}: {template.name} marks nothing in it as the assistant's")
+        ids, counted = template.encode_to_learn(messages, place)
         tokens += np.array(ids, np.uint16).tobytes()
         counts += bytes(counted)
         lengths.append(len(ids))

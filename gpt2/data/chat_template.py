@@ -92,6 +92,13 @@ class ChatTemplate:
             raise UserError(f"{source}: {self.name} writes nothing of it")
         return ids, counts
 
+    def encode_to_learn(self, messages, source):
+        """Returns what `encode` does. Raises UserError also if nothing counts, but for a first token."""
+        ids, counts = self.encode(messages, source=source)
+        if not any(counts[1:]):
+            raise UserError(f"{source}: {self.name} marks nothing in it as the assistant's")
+        return ids, counts
+
     def _encode(self, text, shown, source):
         """Returns the tokens of text from the template; shown: what its private characters stand for."""
         ids, end = [], 0

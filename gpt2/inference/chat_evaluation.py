@@ -40,9 +40,7 @@ def read_talks(path, words, config):
     """
     talks = Talks(ChatTemplate(words), [], [])
     for place, messages in read_conversations(path):
-        ids, counts = talks.template.encode(messages, source=place)
-        if not any(counts[1:]):
-            raise UserError(f"{place}: {talks.template.name} marks nothing in it as the assistant's")
+        ids, counts = talks.template.encode_to_learn(messages, place)
         if len(ids) - 1 > config.maxT:
             talks.too_long.append(place)
         else:
