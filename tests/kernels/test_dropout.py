@@ -1,3 +1,5 @@
+"""Dropout: masks equal those of the documented formula, drop as often as they should, and depend on nothing else."""
+
 import itertools
 
 import numpy as np
