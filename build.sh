@@ -47,7 +47,8 @@ echo 'installing requirements.txt'
 install --requirement requirements.txt
 
 if [[ "${1:-}" == chat ]]; then
-    # A vocabulary of the conversations, then the facts in it; a model that reads the facts, then the conversations.
+    # A vocabulary of the conversations, and all texts in it; a model that reads the facts, then the conversations, alone
+    # and joined into long ones. Those of another seed are for evaluation.
     data=${GPT2_DATA_DIR:-data}
     prepare() {
         "$python" -m gpt2.prepare "$@" --data-dir "$data" --val-fraction 0 --force
@@ -55,15 +56,21 @@ if [[ "${1:-}" == chat ]]; then
     prepare data/chat/talks.jsonl --chat --name chat --vocab bpe:1024
     prepare data/chat/heldout.jsonl --chat --name chat_heldout --vocab "$data/chat_vocabulary"
     prepare data/chat/facts.txt --name chat_facts --documents line --vocab "$data/chat_vocabulary"
+    "$python" data/chat/join.py "$data/chat_vocabulary" 4000 1 > "$data/chat_joined.jsonl"
+    "$python" data/chat/join.py "$data/chat_vocabulary" 100 2 > "$data/chat_unseen.jsonl"
+    prepare "$data/chat_joined.jsonl" --chat --name chat_joined --vocab "$data/chat_vocabulary"
     recipe=(-b 16 -l 3e-3 --lr-schedule cosine --warmup-steps 20 --grad-clip 1)
     "$python" train_gpt2.py --init scratch --layers 3 --heads 4 --channels 128 --context 128 -t 64 "${recipe[@]}" \
         -x 200 --shuffle --train-data "$data/chat_facts_train.bin" --val-every 0 --sample-every 0 --out-dir out-chat/facts
-    "$python" train_gpt2.py --init out-chat/facts "${recipe[@]}" --epochs 30 --train-data "$data/chat_train.bin" \
-        --val-data "$data/chat_heldout_train.bin" --val-every 100 --sample-every 0 --out-dir out-chat/talks
+    "$python" train_gpt2.py --init out-chat/facts "${recipe[@]}" --epochs 3 \
+        --train-data "$data/chat_train.bin" "$data/chat_joined_train.bin" --val-data "$data/chat_heldout_train.bin" \
+        --val-every 100 --sample-every 0 --out-dir out-chat/talks
     echo 'the training questions:'
     "$python" -m gpt2.evaluate --model out-chat/talks --chat data/chat/talks.jsonl
     echo 'the same questions in other words, held out:'
     "$python" -m gpt2.evaluate --model out-chat/talks --chat data/chat/heldout.jsonl
+    echo 'conversations about one thing after another, in orders not trained on:'
+    "$python" -m gpt2.evaluate --model out-chat/talks --chat "$data/chat_unseen.jsonl"
     chat=("$python" -m gpt2.chat --model out-chat/talks --temperature 0)
     if [[ -t 0 && -t 1 ]]; then
         exec "${chat[@]}"

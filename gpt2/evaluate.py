@@ -78,12 +78,12 @@ def parse_arguments(arguments=None):
     options = parser.parse_args(arguments)
     if not (options.data or options.hellaswag or options.chat):
         parser.error("nothing to evaluate: give --data, --hellaswag or --chat")
-    if options.stride is not None and not options.data:
-        parser.error("--stride goes with --data")
     if options.compat and (not options.data or options.stride is not None):
         parser.error("--compat requires --data and excludes --stride")
     numbers = {"--batch-size": options.batch_size, "--seq-len": options.seq_len, "--stride": options.stride}
     for option, value in numbers.items():
+        if value is not None and not options.data:
+            parser.error(f"{option} goes with --data")
         if value is not None and value < 1:
             raise UserError(f"{option} {value}: expected 1 or more")
     return options

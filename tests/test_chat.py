@@ -12,8 +12,9 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.chat import main
 from gpt2.data.trained_vocabulary import characters
 from gpt2.errors import UserError
+from gpt2.inference.sampling import Token
 from gpt2.inference.warmup import prepare_kernels
-from tests.support.chat import endless_model, save, talk, tuned_model
+from tests.support.chat import WORDS, endless_model, save, talk, tuned_model
 from tests.support.terminal import SECONDS, Terminal
 from tests.support.vocabulary import byte_level
 
@@ -115,6 +116,13 @@ def test_a_single_question_is_answered_once():
     assert done.stdout == "Good\n" and "\n4 tokens, " in done.stderr and done.stderr.startswith("cut at 4 tokens")
 
 
+def test_a_single_question_without_an_answer_says_so(monkeypatch, capsys):
+    end = max(WORDS.ends)
+    monkeypatch.setattr("gpt2.inference.chat.generate", lambda *arguments: iter([[Token(end, 1.0)]]))
+    main(["--model", "tuned.bin", "-p", "Bye"])
+    assert capsys.readouterr() == ("\n", "nothing was answered; the conversation is as it was before\n")
+
+
 def test_text_depends_on_the_seed_but_not_on_threads(capsys):
     def text(*options):
         main(["--model", "tuned.bin", "-p", "Hi", "--temperature", "9", "--max-new-tokens", "30", *options])
@@ -166,13 +174,18 @@ BAD_LINES = {
     "Hi\n/save a\0b": "/save 'a\\x00b': what is saved is plain JSON",
     "/set": None,
     "/set colour red": "/set 'colour': expected one of temperature, top-k, ",
-    "/set temperature": "/set temperature: '' is not a value for it",
+    "/set temperature": "/set temperature '': expected a number",
     "/set temperature -1": "--temperature -1.0: expected 0 (greedy), or ",
-    "/set temperature off": "/set temperature: 'off' is not a value for it",
+    "/set temperature off": "/set temperature 'off': expected a number",
+    "/set top-p high": "/set top-p 'high': expected a number, or off",
+    "/set top-k 1.5": "/set top-k '1.5': expected an integer, or off",
+    "/set seed now": "/set seed 'now': expected an integer, or off",
+    "/set max-new-tokens off": "/set max-new-tokens 'off': expected an integer",
     "/set top-k 0": "--top-k 0: expected 1 or more",
     "/set max-new-tokens 0": "max-new-tokens 0: expected 1 to 2147483647",
     "/set seed -1": "seed -1: expected 0 or more",
-    "/set speed yes": "/set speed: 'yes' is not a value for it",
+    "/set speed yes": "/set speed 'yes': expected on or off",
+    f"/system {'x' * 80}": "a system message of 86 tokens, with what the template adds, leaves no room for a question",
     "x" * 80: "a message of 84 tokens, with the system's and what the template adds, exceeds the model's window of 64",
     "a\udcff": "the message is not UTF-8",
 }
@@ -225,6 +238,12 @@ def test_a_template_that_does_not_parse_ends_the_command_with_status_1():
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ") and "line 1: not a template that parses: " in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_template_that_is_not_text_is_named():
+    pathlib.Path("tuned_vocabulary/chat_template.jinja").write_bytes(b"a\xff")
+    with pytest.raises(UserError, match=r"^\S*tuned_vocabulary/chat_template\.jinja: not UTF-8 at byte 1"):
+        main(["--model", "tuned.bin", "-p", "Hi"])
 
 
 def test_settings_are_shown_and_changed(monkeypatch, capsys):

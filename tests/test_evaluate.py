@@ -494,6 +494,9 @@ def test_results_into_a_device(folder, monkeypatch):
         "--hellaswag h.bin --compat llmc",
         "--data a.bin --wrong",
         "--hellaswag h.bin --stride 3",
+        "--hellaswag h.bin -b 3",
+        "--chat talks.jsonl -t 8",
+        "--chat talks.jsonl --batch-size 3",
     ],
 )
 def test_usage_errors(folder, capsys, arguments):

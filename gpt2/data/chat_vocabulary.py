@@ -36,7 +36,8 @@ def chat_template(vocabulary):
     of dicts of "name" and "template". Raises UserError if it is neither.
     """
     if CHAT_TEMPLATE in vocabulary.files:
-        return CHAT_TEMPLATE, gpt2_tokenizer.decode_text(vocabulary.files[CHAT_TEMPLATE], CHAT_TEMPLATE)
+        source = f"{vocabulary.path}/{CHAT_TEMPLATE}" if vocabulary.path else CHAT_TEMPLATE
+        return CHAT_TEMPLATE, gpt2_tokenizer.decode_text(vocabulary.files[CHAT_TEMPLATE], source)
     found = json.loads(vocabulary.files.get(SETTINGS, b"{}")).get("chat_template")
     if isinstance(found, list):
         named = [each for each in found if isinstance(each, dict) and each.get("name") == "default"]

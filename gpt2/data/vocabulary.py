@@ -201,7 +201,7 @@ def held_vocabulary(path):
 def load_vocabulary(path):
     """Returns the Vocabulary in a folder. Raises UserError if there is none that can be read."""
     if not pathlib.Path(path).is_dir():
-        raise UserError(f"{path}: no such folder, expected one with {TOKENIZER}")
+        raise UserError(f"{path}: no such folder; a vocabulary is gpt2, chars, bpe:N, or a folder with {TOKENIZER}")
     folder = read_tokenizer_folder(path)
     if folder.problem:
         raise UserError(folder.problem)

@@ -58,9 +58,18 @@ class Chat:
         self.messages, self.dropped = self.system, 0
 
     def instruct(self, text):
-        """Sets the system's message, or with an empty text removes it. Raises UserError if text has no tokens."""
-        self._words.encode(text, "the system message")
+        """Sets the system's message, or with an empty text removes it.
+
+        Raises UserError, with the earlier one kept, if text has no tokens or leaves no room for a question.
+        """
         system = [{"role": SYSTEM, "content": text}] if text else []
+        self._words.encode(text, "the system message")
+        size = len(self._encode([*system, {"role": USER, "content": ""}]))
+        if size >= self.window:
+            raise UserError(
+                f"a system message of {size:,} tokens, with what the template adds, leaves no room for a question in "
+                f"the model's window of {self.window:,}; shorten it"
+            )
         self.messages, self.dropped = [*system, *self.messages[len(self.system) :]], 0
 
     def ask(self, text):
@@ -126,19 +135,22 @@ class Chat:
     def _prompt(self, messages, more=0):
         """Returns the tokens that an answer follows, of which `more` are there already, or None if they do not fit.
 
-        If they do not fit the window, the oldest turns are dropped, until a quarter of it is free or none is left.
+        A new answer takes a quarter of the window free, the rest of one a token. If there is less, the oldest turns are
+        dropped, until half is free or none is left. Models that were tuned on whole conversations have hardly seen an
+        answer of some length begin near the end of the window, and none that lost what it began after.
         """
         start, length = len(self.system), self.window
-        prompt = self._encode([*self.system, *messages[start + self.dropped :]])
-        if len(prompt) + more <= length:
+
+        def tokens(dropped):
+            return self._encode([*self.system, *messages[start + dropped :]])
+
+        prompt = tokens(self.dropped)
+        if len(prompt) + more <= length - (0 if more else length // 4):
             return prompt
-
-        def fits(dropped):
-            return len(self._encode([*self.system, *messages[start + dropped :]])) + more <= length - length // 4
-
         choices = range(self.dropped, len(messages) - start, 2)  # the last leaves the question alone
-        dropped = choices[min(bisect.bisect_left(choices, True, key=fits), len(choices) - 1)]
-        prompt = self._encode([*self.system, *messages[start + dropped :]])
+        found = bisect.bisect_left(choices, True, key=lambda dropped: len(tokens(dropped)) + more <= length // 2)
+        dropped = choices[min(found, len(choices) - 1)]
+        prompt = tokens(dropped)
         if len(prompt) + more > length:
             return None
         self.dropped = dropped

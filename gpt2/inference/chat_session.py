@@ -28,6 +28,7 @@ Ctrl-C stops an answer. Lines that are pasted together are one message. A messag
 WELCOME = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the session. Nothing is saved but by /save."
 LIMIT = 2**26  # bytes of a saved conversation
 OFF, ON = "off", "on"
+MAY_BE_OFF = ("top-k", "top-p", "min-p", "seed")
 SAMPLING = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float}
 
 
@@ -170,7 +171,7 @@ class Session:
         try:
             self._change(name.replace("-", "_"), value.strip())
         except ValueError as error:
-            raise UserError(f"/set {name}: {safe_repr(value.strip())} is not a value for it") from error
+            raise UserError(f"/set {name} {safe_repr(value.strip())}: expected {_expected(name)}") from error
 
     def _settings(self):
         """Returns a dict of each setting's name and value, a str."""
@@ -193,9 +194,17 @@ class Session:
             check_count("max-new-tokens", int(value))
             chat.max_new_tokens = int(value)
         else:
-            off = value == OFF and name in ("top_k", "top_p", "min_p")
+            off = value == OFF and name.replace("_", "-") in MAY_BE_OFF
             number = None if off else SAMPLING[name](value)
             chat.sampling = dataclasses.replace(chat.sampling, **{name: number})
+
+
+def _expected(name):
+    """Returns what a setting's value may be, for an error message."""
+    if name == "speed":
+        return f"{ON} or {OFF}"
+    number = "a number" if SAMPLING.get(name.replace("-", "_")) is float else "an integer"
+    return f"{number}, or {OFF}" if name in MAY_BE_OFF else number
 
 
 def _is_saved(path):

@@ -132,6 +132,7 @@ def test_token_files_of_texts_are_replaced(folder):
         (["--text-column", "text"], "talks.jsonl", "--text-column is for texts"),
         (["--val-fraction", "-0.1"], "talks.jsonl", "--val-fraction -0.1: choose"),
         (["--vocab", "nowhere"], "talks.jsonl", "nowhere: no such folder"),
+        (["--vocab", "char"], "talks.jsonl", "char: no such folder; a vocabulary is gpt2, chars, bpe:N, or a folder"),
         (["--vocab", "bpe:99999"], "talks.jsonl", "bpe:99999: choose a size"),
         ([], "nowhere.jsonl", "nowhere.jsonl: no such file or folder"),
         ([], "text.txt", "text.txt: line 1 begins with 'Once upon a time', expected 'User:'"),

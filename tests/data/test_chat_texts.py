@@ -3,9 +3,15 @@
 import collections
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
+from gpt2.data.chat_template import ChatTemplate
+from gpt2.data.chat_vocabulary import chat_vocabulary
+from gpt2.data.trained_vocabulary import byte_pairs
+from gpt2.data.vocabulary import save_vocabulary
 from tests.support.runs import ROOT
 
 FOLDER = ROOT / "data/chat"
@@ -90,6 +96,27 @@ def test_texts_are_short_plain_sentences(talks, heldout):
     for text in facts + contents:
         assert re.fullmatch(r"[A-Z0-9][A-Za-z0-9 ,.:'!?-]*[.!?]", text) and "  " not in text, text
         assert len(text.split()) <= 30, text
+
+
+def test_joined_conversations_fill_the_context_with_whole_ones_in_an_order_drawn_by_the_seed(tmp_path, talks):
+    words = byte_pairs([message["content"] for messages in talks for message in messages], 1024)
+    template = ChatTemplate(chat_vocabulary(words))
+    save_vocabulary(words, tmp_path / "words")
+
+    def join(seed):
+        command = [sys.executable, FOLDER / "join.py", tmp_path / "words", "40", str(seed)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return [json.loads(line)["messages"] for line in done.stdout.splitlines()]
+
+    conversations = join(1)
+    sizes = [len(template.encode(messages)[0]) for messages in conversations]
+    assert len(sizes) == 40 and max(sizes) == 129 and min(sizes) > 129 - 12  # the shortest one adds 11 tokens
+    starts = [messages[:2] for messages in talks]
+    for messages in conversations:
+        parts = [messages[at : at + 2] for at in range(0, len(messages), 2)]
+        assert len(set(map(str, parts))) == len(parts) > 1
+        assert all(part in starts or parts[at - 1] + part in talks for at, part in enumerate(parts))
+    assert join(1) == conversations and not any(messages in conversations for messages in join(2))
 
 
 def test_the_files_are_small():

@@ -159,7 +159,7 @@ BAD = {
         (["--val-fraction", "-0.1"], "text.txt", "--val-fraction -0.1: choose"),
         (["--name", "../x"], "text.txt", "--name '../x': choose"),
         (["--vocab", "bpe:9999"], "text.txt", "bpe:9999: the text allows "),
-        (["--vocab", "nowhere"], "text.txt", "nowhere: no such folder, expected one with tokenizer.json"),
+        (["--vocab", "nowhere"], "text.txt", "nowhere: no such folder; a vocabulary is gpt2, chars, "),
         (["--vocab", "chars"], "-", "--vocab chars: reads the texts twice"),
         ([], "nowhere.txt", "nowhere.txt: no such file or folder"),
         ([], "broken.jsonl", "broken.jsonl: line 1: not JSON"),

@@ -161,6 +161,16 @@ def test_turns_go_in_the_middle_of_an_answer_which_goes_on(capsys):
     assert capsys.readouterr().err.endswith("tokens is full: it no longer sees the 1 oldest turn\n")
 
 
+def test_turns_go_before_an_answer_that_takes_up_to_a_quarter_of_the_window_rather_than_in_it():
+    chat, seen = make(endless_model(64), most=16), []
+    for number in range(60):
+        pieces = chat.ask("abcdefghijklm"[: 1 + number % 13])
+        assert next(pieces) == "a"
+        seen.append(chat.dropped)
+        assert said(pieces) == "a" * 15 and chat.dropped == seen[-1]
+    assert seen[0] == 0 and seen[-1] > 100
+
+
 def test_an_answer_that_fills_the_window_by_itself_ends_there(capsys):
     chat = make(endless_model(64), most=100)
     Session(chat).handle("Hi")
@@ -208,6 +218,12 @@ def test_the_system_message_is_set_changed_and_removed():
     chat.instruct("Be a pirate.")
     chat.clear()
     assert chat.messages == talk(system="Be a pirate.") and said(chat.ask("Hi")) == "Arr!"
+    with pytest.raises(UserError, match=r"^a system message of 64 tokens, .* in the model's window of 64; shorten it$"):
+        chat.instruct("x" * 58)
+    chat.clear()
+    assert said(chat.ask("Hi")) == "Arr!"
+    chat.instruct("x" * 57)
+    said(chat.ask("?"))
 
 
 def test_the_plain_template_ends_an_answer_where_the_user_would_speak(monkeypatch):
