@@ -2,8 +2,9 @@
 
 A worker's job is its only argument, a JSON object. For training: `model` (path, llm.c's format), `sizes` (of
 gpt2.GPT2Config), `B`, `T`, `threads`, `warmup_steps`, `steps` (the timed ones) and, for PyTorch, `mode` ("eager" or
-"compile"). For generation: `model`, `sizes`, `threads`, `cases` (see generate.CASES) and `folder` (the same model as a
-Hugging Face folder).
+"compile"). For generation: `model`, `sizes`, `threads`, `cases` (see generate.CASES), `weights` (as the worker's side
+names them), `folder` (the same model as a Hugging Face folder), `gguf` (dtype -> path of the same as a GGUF file) and
+`llama` (path of node-llama-cpp's index.js).
 """
 
 import json
@@ -45,17 +46,20 @@ def time_steps(step, job):
     return milliseconds[job["warmup_steps"] :], returned
 
 
+def prompt_of(case, job):
+    """Returns the prompt of a case's samples, int64 (prompt,): random, identical in every process."""
+    return np.random.default_rng(SEED).integers(0, job["sizes"]["V"], case["prompt"])
+
+
 def time_cases(generate, job):
     """Calls `generate(prompt, new)`, which returns (seconds, tokens (B,new)), for each case, after a short warm-up.
 
     Returns (dict of case -> median seconds, dict of case -> list of each sample's tokens). Prompts are int64
-    (B,prompt), random, identical for all samples and in every process.
+    (B,prompt), the same `prompt_of` for all samples.
     """
     seconds, tokens = {}, {}
     for name, case in job["cases"].items():
-        prompt = (
-            np.random.default_rng(SEED).integers(0, job["sizes"]["V"], (1, case["prompt"])).repeat(case["B"], axis=0)
-        )
+        prompt = prompt_of(case, job)[None].repeat(case["B"], axis=0)
         generate(prompt, min(case["new"], WARMUP_TOKENS))
         calls = [generate(prompt, case["new"]) for _ in range(case["times"])]
         seconds[name] = statistics.median(time for time, _ in calls)

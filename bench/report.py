@@ -1,4 +1,4 @@
-"""The table and the plots of compare.py's results."""
+"""The tables and plots of the benchmarks' results."""
 
 from matplotlib.figure import Figure
 
@@ -47,6 +47,31 @@ def table(entries):
                     f"{100 * bare['share']['median']:.0f} %",
                 )
             )
+    return _aligned(lines)
+
+
+def generation_tables(entry):
+    """Returns the tables of generate.py to print: tokens a second, then the goals; a missed one ends in "!"."""
+    names = list(entry["cases"])
+    rows = [("tokens/s", *names, "peak, GB")]
+    for who, peak in entry["peak_bytes"].items():
+        rates = [entry["cases"][name]["tokens_per_s"].get(who) for name in names]
+        cells = [_spread(rate, 1) if rate else "" for rate in rates]
+        rows.append((who, *cells, f"{peak / 1e9:.2f}"))
+    goals = [("speed", "median (low-high)", "target")]
+    for goal in entry["goals"]:
+        missed = "" if goal["median"] >= goal["target"] else " !"
+        goals.append((goal["what"], _spread(goal, 2), f">={goal['target']:.2f}{missed}"))
+    return f"{_aligned(rows)}\n\n{_aligned(goals)}"
+
+
+def _spread(values, digits):
+    median, lowest, highest = (f"{values[name]:.{digits}f}" for name in ("median", "lowest", "highest"))
+    return f"{median} ({lowest}-{highest})"
+
+
+def _aligned(lines):
+    """Returns lines of cells, all str, as text in columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -91,4 +116,23 @@ def _draw(results, path, quantity, target, title, figure_of):
     axes.grid(axis="x", alpha=0.3)
     axes.set_title(title)
     axes.legend(loc="lower left")
+    figure.savefig(path, dpi=120)
+
+
+def draw_generation(entry, path):
+    """Plots the tokens a second of one text, a bar for each process of generate.py, with the range over the rounds."""
+    case = entry["cases"]["text"]
+    rates = case["tokens_per_s"]
+    figure = Figure(figsize=(10, 1.5 + 0.4 * len(rates)), layout="constrained")
+    axes = figure.subplots()
+    for y, (who, rate) in enumerate(rates.items()):
+        whiskers = [[rate["median"] - rate["lowest"]], [rate["highest"] - rate["median"]]]
+        colour = "tab:blue" if who.startswith("ours ") else "lightgrey"
+        axes.barh(y, rate["median"], xerr=whiskers, color=colour, capsize=4)
+        axes.annotate(f"{rate['median']:.1f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    axes.set_yticks(range(len(rates)), rates)
+    axes.set_ylim(len(rates) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    tokens = f"{case['new']} tokens after a prompt of {case['prompt']}"
+    axes.set_title(f"tokens a second, {tokens}, {entry['threads']} threads: higher is better")
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""Generates greedily with transformers: GPT2LMHeadModel.generate, float32, with its KV cache."""
+"""Generates greedily with transformers: GPT2LMHeadModel.generate, with its KV cache."""
 
 import time
 
@@ -12,7 +12,7 @@ def main():
     job = common.read_job()
     torch.set_num_threads(job["threads"])
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.GPT2LMHeadModel.from_pretrained(job["folder"], dtype=torch.float32).eval()
+    model = transformers.GPT2LMHeadModel.from_pretrained(job["folder"], dtype=getattr(torch, job["weights"])).eval()
 
     def generate(prompt, new):
         prompt = torch.from_numpy(prompt)

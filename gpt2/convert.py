@@ -1,51 +1,65 @@
-"""Converts models between Hugging Face folders and llm.c's model files, and vocabularies to llm.c's tokenizer files.
+"""Converts models between Hugging Face folders and llm.c's model files, and to GGUF; vocabularies to llm.c's files.
 
-Usage: python -m gpt2.convert SRC DST [--dtype float32|bfloat16 | --tokenizer] [--force]
+Usage: python -m gpt2.convert SRC DST [--dtype float32|bfloat16|float16|q8_0 | --tokenizer] [--force]
 """
 
 import argparse
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 
 from gpt2.data import tokenizer
+from gpt2.data.chat_vocabulary import chat_template
 from gpt2.data.vocabulary import held_vocabulary, model_vocabulary, save_vocabulary
 from gpt2.errors import UserError, run_command
-from gpt2.formats import huggingface, llmc
+from gpt2.formats import gguf_file, huggingface, llmc
 from gpt2.formats.files import atomic_folder, interrupted_replacement, open_to_read
-from gpt2.formats.pretrained import has_random_weights, load_weights, vocabulary_path
+from gpt2.formats.pretrained import has_random_weights, load_config, load_weights, vocabulary_path
 from gpt2.formats.tensors import INDEX, WEIGHTS, WRITTEN_SHARD
-from gpt2.formats.tokenizer_folder import CARRIED, MERGES, TOKENIZER_FILES, VOCABULARY
+from gpt2.formats.tokenizer_folder import CARRIED, MERGES, TOKENIZER_FILES, VOCABULARY, read_tokenizer_folder
 from gpt2.output import lossy_output
+
+LLMC, GGUF = ".bin", ".gguf"
+# Suffix of a target -> (the first bytes of such a file, what it is called).
+MODEL_FILES = {LLMC: (llmc.MODEL_MAGIC.to_bytes(4, "little"), "model"), GGUF: (gguf_file.MAGIC, "GGUF")}
+TOKENIZER_FILE = llmc.TOKENIZER_MAGIC.to_bytes(4, "little"), "tokenizer"
 
 
 @lossy_output(then_raise=True)
 def convert(source, target, dtype="float32", force=False, data_dir=None):
     """Converts the model `source`, any name that pretrained.load_weights takes, and writes it to `target`, atomically.
 
-    target: a model file if it ends in .bin, else a Hugging Face folder. The model's vocabulary goes along: beside
-    FILE.bin as FILE_vocabulary, with all of a folder but the weights. dtype: "float32" or "bfloat16". force: replace an
-    existing model. data_dir: folder for GPT-2's weights and vocabulary, default files.data_dir(). Reports progress on
-    stdout. Raises UserError.
+    target: a model file if it ends in .bin, a GGUF file if in .gguf, else a Hugging Face folder. The model's vocabulary
+    goes along: into the GGUF file; beside FILE.bin as FILE_vocabulary, with all of a folder but the weights. dtype:
+    "float32" or "bfloat16"; for GGUF also "float16" or "q8_0". force: replace an existing model. data_dir: folder for
+    GPT-2's weights and vocabulary, default files.data_dir(). Reports progress on stdout. Raises UserError.
     """
     target = _resolved(target)
-    to_file = target.suffix == ".bin"
-    if dtype not in llmc.WRITTEN_VERSIONS:
-        raise UserError(f"--dtype {dtype}: expected one of {', '.join(llmc.WRITTEN_VERSIONS)}")
-    _check_target(target, to_file, force)
+    _check_dtype(target, dtype)
+    _check_target(target, MODEL_FILES.get(target.suffix), force)
     start = time.perf_counter()
-    vocabulary = _carried(source, data_dir)
-    if to_file:
+    vocabulary = model_vocabulary(source, data_dir)
+    if target.suffix == GGUF:
+        words = _gguf_vocabulary(vocabulary, data_dir)
+        gguf_file.check_writable(load_config(source), dtype, words)
+    elif vocabulary.problem:
+        print(f"no tokenizer: {vocabulary.problem}", flush=True)
+    if target.suffix == LLMC:
         _check_vocabulary(vocabulary, vocabulary_path(target), force)
     config, params = load_weights(source, data_dir)
     untrained = has_random_weights(source)
     read = time.perf_counter()
     print(f"read {source}: {config.num_parameters:,} parameters, {read - start:.1f} s", flush=True)
-    if to_file:
+    if target.suffix == LLMC:
         llmc.save_model(target, config, params, dtype, untrained, vocabulary.sha256)
         save_vocabulary(vocabulary, vocabulary_path(target))
         kind, size = f"llm.c version {llmc.WRITTEN_VERSIONS[dtype]}", target.stat().st_size
+    elif target.suffix == GGUF:
+        _, template = chat_template(vocabulary) or (None, None)
+        gguf_file.save_gguf(target, config, params, dtype, words, template)
+        kind, size = "GGUF", target.stat().st_size
     else:
         if untrained:
             print("the weights are random; the folder does not say so: a run started from it takes them as trained")
@@ -67,7 +81,7 @@ def convert_tokenizer(source, target, force=False, data_dir=None):
     target = _resolved(target)
     if target.suffix != ".bin":
         raise UserError(f"{target}: a tokenizer file's name ends in .bin; llm.c expects gpt2_tokenizer.bin")
-    _check_target(target, True, force, llmc.TOKENIZER_MAGIC)
+    _check_target(target, TOKENIZER_FILE, force)
     vocabulary = model_vocabulary(source)
     if vocabulary.problem or vocabulary.token_bytes is None:
         reason = vocabulary.problem or f"{source}: its tokens are not the bytes of a text"
@@ -83,10 +97,21 @@ def _resolved(target):
     return pathlib.Path(os.path.realpath(target)) if target.is_symlink() else target
 
 
-def _check_target(target, to_file, force, magic=llmc.MODEL_MAGIC):
+def _check_dtype(target, dtype):
+    """Raises UserError unless a target's format has this dtype."""
+    dtypes, hint = llmc.WRITTEN_VERSIONS, ""
+    if target.suffix == GGUF:
+        dtypes = gguf_file.DTYPES
+    elif dtype in gguf_file.DTYPES:
+        hint = f"; only a DST in {GGUF} can be {dtype}"
+    if dtype not in dtypes:
+        raise UserError(f"--dtype {dtype}: expected one of {', '.join(dtypes)}{hint}")
+
+
+def _check_target(target, form, force):
     """Raises UserError for anything that would fail after the model has been read, which may take long.
 
-    magic: of the kind of file that is written, and may be replaced.
+    form: the first bytes and the name of the kind of file that is written, and may be replaced; None for a folder.
     """
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: no such folder; create it first")
@@ -94,16 +119,18 @@ def _check_target(target, to_file, force, magic=llmc.MODEL_MAGIC):
         print(f"{target}: replacing it was interrupted; what it was is now {old}", flush=True)
     if not target.exists():
         return
-    if to_file and target.is_dir():
-        raise UserError(f"{target}: a folder, but a name in .bin means a file; choose another name")
-    if not to_file and not target.is_dir():
-        raise UserError(f"{target}: a file, but a name not in .bin means a Hugging Face folder; choose another name")
+    if form and target.is_dir():
+        raise UserError(f"{target}: a folder, but a name in {target.suffix} means a file; choose another name")
+    if not form and not target.is_dir():
+        raise UserError(
+            f"{target}: a file, but a name not in .bin or .gguf means a Hugging Face folder; choose another name"
+        )
     if not force:
         raise UserError(f"{target}: already exists; choose another name, or replace it with --force")
-    if to_file:
+    if form:
+        magic, kind = form
         with open_to_read(target) as file:
-            if file.read(4) not in (b"", magic.to_bytes(4, "little")):
-                kind = "model" if magic == llmc.MODEL_MAGIC else "tokenizer"
+            if file.read(4) not in (b"", magic):
                 raise UserError(f"{target}: not a {kind} file, so --force does not replace it; choose another name")
         return
     ours = {WEIGHTS, INDEX, *CARRIED}
@@ -119,18 +146,22 @@ def _check_target(target, to_file, force, magic=llmc.MODEL_MAGIC):
         )
 
 
-def _carried(source, data_dir):
-    """Returns the vocabulary that goes along with a model, and says why if its tokenizer does not."""
-    vocabulary = model_vocabulary(source, data_dir)
-    if vocabulary.problem:
-        print(f"no tokenizer: {vocabulary.problem}", flush=True)
-    return vocabulary
-
-
 def _check_vocabulary(vocabulary, path, force):
     """Raises UserError if there is another vocabulary where a model file's goes; `force`: that may be replaced."""
     if os.path.lexists(path) and held_vocabulary(path) != vocabulary.files and not force:
         raise UserError(f"{path}: holds another vocabulary; choose another name, or replace it with --force")
+
+
+def _gguf_vocabulary(vocabulary, data_dir):
+    """Returns the TokenizerFolder of a model's vocabulary. Raises UserError if that is unknown, or cannot be had."""
+    if vocabulary.problem:
+        raise UserError(f"a GGUF file needs the model's vocabulary: {vocabulary.problem}")
+    if vocabulary.path:
+        return read_tokenizer_folder(vocabulary.path)
+    with tempfile.TemporaryDirectory() as folder:
+        for path, name in zip(tokenizer.vocabulary_files(data_dir), (MERGES, VOCABULARY), strict=True):
+            shutil.copyfile(path, pathlib.Path(folder, name))
+        return read_tokenizer_folder(folder)
 
 
 def _write_gpt2_tokenizer(folder, config, data_dir):
@@ -149,8 +180,8 @@ def main():
     """Converts the model named on the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt2.convert",
-        description="Convert a model between Hugging Face folders and llm.c's model files, or its vocabulary to "
-        "llm.c's gpt2_tokenizer.bin.",
+        description="Convert a model between Hugging Face folders and llm.c's model files, or to GGUF for llama.cpp, "
+        "or its vocabulary to llm.c's gpt2_tokenizer.bin.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -159,8 +190,10 @@ def main():
         help="FILE.bin, version 1, 3 or 5; a run folder; a Hugging Face folder; or a model on the Hugging Face hub: "
         "gpt2, gpt2-large, OWNER/NAME",
     )
-    parser.add_argument("target", metavar="DST", help="FILE.bin, or the name of the folder to write")
-    parser.add_argument("--dtype", default="float32", help="data type in DST: float32 or bfloat16")
+    parser.add_argument("target", metavar="DST", help="FILE.bin, FILE.gguf, or the name of the folder to write")
+    parser.add_argument(
+        "--dtype", default="float32", help="data type in DST: float32 or bfloat16; in FILE.gguf also float16 or q8_0"
+    )
     parser.add_argument(
         "--tokenizer",
         action="store_true",

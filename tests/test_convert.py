@@ -256,7 +256,7 @@ def test_the_target_s_name_determines_the_format(model, tmp_path):
 
 
 def test_other_errors(model):
-    refused("^--dtype float16: expected one of float32, bfloat16$", "ours.bin", "new.bin", dtype="float16")
+    refused("^--dtype float64: expected one of float32, bfloat16$", "ours.bin", "new.bin", dtype="float64")
     refused("^missing: no such folder", "ours.bin", "missing/new.bin")
     refused("^missing.bin: No such file", "missing.bin", "new")
     refused("^nothing: no such file or folder", "nothing", "new")
