@@ -1,5 +1,6 @@
 """Command-line options that several commands share."""
 
+from gpt2.inference.weights import FORMS
 from gpt2.machine import available_threads
 
 
@@ -13,6 +14,15 @@ def add_model(parser, **details):
         f"hub), a model file, the folder of a training run (its newest model), or a Hugging Face folder{default}",
         **details,
     )
+
+
+def add_weights(parser):
+    """Adds --weights to a parser or a group of one."""
+    help_text = (
+        "form of the weights, which each token reads: bf16 takes half of float32's memory, int8, with a scale for each "
+        "32 weights, little more than a quarter (default: bf16 for a bfloat16 model file, else float32)"
+    )
+    parser.add_argument("--weights", choices=FORMS, help=help_text)
 
 
 def add_threads(parser):

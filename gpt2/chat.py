@@ -3,16 +3,16 @@
 import argparse
 import sys
 
-from gpt2.arguments import add_model, add_sampling, add_threads
+from gpt2.arguments import add_model, add_sampling, add_threads, add_weights
 from gpt2.data.tokenizer import decode_text
 from gpt2.data.vocabulary import model_vocabulary
 from gpt2.errors import UserError, run_command
-from gpt2.formats.pretrained import load_weights
 from gpt2.inference.chat import Chat
 from gpt2.inference.chat_session import HELP, Session
 from gpt2.inference.context import Context
 from gpt2.inference.sampling import Sampling, check_count, check_seed
 from gpt2.inference.warmup import prepare_kernels
+from gpt2.inference.weights import form_of, load
 from gpt2.machine import set_threads
 
 TEMPERATURE, TOP_K, MAX_NEW_TOKENS = 0.6, 50, 256  # by default
@@ -33,6 +33,7 @@ def parse_arguments(arguments=None):
     )
     group = parser.add_argument_group("model and message")
     add_model(group, required=True)
+    add_weights(group)
     group.add_argument("-p", "--prompt", metavar="QUESTION", help="answer this and exit")
     add_sampling(parser, TEMPERATURE, TOP_K)
     group = parser.add_argument_group("length and output")
@@ -59,9 +60,10 @@ def run(options):
     words = model_vocabulary(options.model)
     if words.problem:
         raise UserError(f"{words.problem}: a conversation requires the model's vocabulary")
-    context = Context(*load_weights(options.model, writable=False))
+    config, weights = load(options.model, options.weights)
+    context = Context(config, weights)
     chat = Chat(context, words, sampling, options.max_new_tokens, options.seed)
-    prepare_kernels()
+    prepare_kernels(form_of(weights))
     if chat.template.is_plain:
         _require_plain(options.model, words)
         print(UNTUNED.format(options.model), file=sys.stderr)

@@ -5,10 +5,9 @@ import sys
 
 from tqdm import tqdm
 
-from gpt2.arguments import add_model, add_sampling, add_threads
+from gpt2.arguments import add_model, add_sampling, add_threads, add_weights
 from gpt2.data.vocabulary import model_vocabulary
 from gpt2.errors import UserError, run_command
-from gpt2.formats.pretrained import load_weights
 from gpt2.inference.beam import beam_search
 from gpt2.inference.context import Batch, Context
 from gpt2.inference.prompt import SILENT_SECONDS, encode_prompt, read_prompt, read_prompts
@@ -23,7 +22,8 @@ from gpt2.inference.sampling import (
 )
 from gpt2.inference.textstream import IdStream, TextStream, TokenLines, WholeText, text_pieces
 from gpt2.inference.warmup import prepare_kernels
-from gpt2.kernels.decode import SMALL_BATCH
+from gpt2.inference.weights import form_of, load
+from gpt2.kernels.small_batch import SMALL_BATCH
 from gpt2.machine import set_threads
 
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # options without effect on beam search
@@ -40,6 +40,7 @@ def parse_arguments(arguments=None):
     )
     group = parser.add_argument_group("model and prompt")
     add_model(group, default="gpt2")
+    add_weights(group)
     add = group.add_argument
     add("--prompt", metavar="TEXT", help="text to continue; <|endoftext|> in it is ordinary text")
     add(
@@ -99,14 +100,14 @@ def run(options):
     set_threads(options.threads)
     if _has_prompts(options):
         prompts = read_prompts(options.prompt_file)
-        config, params = load_weights(options.model, writable=False)
+        config, weights = load(options.model, options.weights)
         vocabulary = _load_vocabulary(options, prompts)
-        context = _continue_prompts(config, params, vocabulary, prompts, sampling, options)
+        context = _continue_prompts(config, weights, vocabulary, prompts, sampling, options)
     else:
         text = read_prompt(options.prompt, options.prompt_file, sys.stdin)
-        config, params = load_weights(options.model, writable=False)
+        config, weights = load(options.model, options.weights)
         vocabulary = _load_vocabulary(options, text)
-        context = _continue_prompt(config, params, vocabulary, text, sampling, options)
+        context = _continue_prompt(config, weights, vocabulary, text, sampling, options)
     if context.slid:
         print(SLID.format(context.length), file=sys.stderr)
 
@@ -122,7 +123,7 @@ def _load_vocabulary(options, prompt):
     return vocabulary
 
 
-def _continue_prompts(config, params, vocabulary, prompts, sampling, options):
+def _continue_prompts(config, weights, vocabulary, prompts, sampling, options):
     """Prints the continuation of each of several prompts, (place, text), under a heading; returns the Batch.
 
     Each draws the random numbers that it would draw alone.
@@ -134,8 +135,8 @@ def _continue_prompts(config, params, vocabulary, prompts, sampling, options):
         continuations.append(Continuation(tokens, options.max_new_tokens, stream, rng))
     count, longest = len(prompts), max(len(each.prompt) for each in continuations)
     length = min(config.maxT, longest + options.max_new_tokens)
-    batch = Batch(config, params, min(count, SMALL_BATCH), length)
-    prepare_kernels()
+    batch = Batch(config, weights, min(count, SMALL_BATCH), length)
+    prepare_kernels(form_of(weights))
     ended = generate_each(batch, continuations, sampling)
     for _ in tqdm(ended, desc="prompts", total=count, leave=False, disable=None):
         pass
@@ -144,12 +145,12 @@ def _continue_prompts(config, params, vocabulary, prompts, sampling, options):
     return batch
 
 
-def _continue_prompt(config, params, vocabulary, text, sampling, options):
+def _continue_prompt(config, weights, vocabulary, text, sampling, options):
     """Prints the continuations of a prompt, or of none; returns the Context."""
     prompt = encode_prompt(config, vocabulary, text)
     length = min(config.maxT, len(prompt) + options.max_new_tokens)
-    context = Context(config, params, max(options.num_samples, options.num_beams), length)
-    prepare_kernels()
+    context = Context(config, weights, max(options.num_samples, options.num_beams), length)
+    prepare_kernels(form_of(weights))
     context.add([prompt])
     streams = [_stream(vocabulary, options) for _ in range(options.num_samples)]
     _print_samples(text_pieces(_steps(context, sampling, vocabulary, options), streams), options)

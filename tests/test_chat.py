@@ -100,6 +100,14 @@ def test_ctrl_c_stops_an_answer_which_stays_as_it_is_shown():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+def test_narrower_weights_answer_alike(form):
+    prepare_kernels(form)
+    result = run(*CHAT, "--weights", form, lines="Hi\n")
+    assert (result.returncode, result.stdout) == (0, "Hello.\n"), result.stderr
+
+
+@pytest.mark.slow
 def test_from_a_pipe_each_line_is_a_message_and_answers_go_to_stdout():
     lines = "Hi\r\n\nBye\n/save it.json\n/clear\nBye\n"
     done = run(*CHAT, lines=f"\ufeff{lines}")

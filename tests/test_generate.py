@@ -13,6 +13,7 @@ import pytest
 from gpt2 import GPT2, GPT2Config
 from gpt2.data.vocabulary import save_vocabulary
 from gpt2.errors import UserError
+from gpt2.formats.llmc import save_model as save_model_file
 from gpt2.formats.pretrained import vocabulary_path
 from gpt2.generate import main
 from gpt2.inference import prompt
@@ -94,6 +95,32 @@ def test_greedy_text_equals_the_uncached_models(run):
         printed = run("--prompt", text, "--temperature", "0", "--max-new-tokens", "20")
         assert printed.out == expected + "\n" and printed.err == ""
         assert len(set(expected)) > 3
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+def test_narrower_weights_change_probabilities_a_little(run, form):
+    options = ("--prompt", "be t", "--temperature", "0", "--max-new-tokens", "1", "--show-tokens")
+    exact, narrow = (float(run(*options, *more).out.split()[-1]) for more in ([], ["--weights", form]))
+    assert exact != narrow and abs(exact - narrow) < 0.2
+
+
+def test_a_bfloat16_file_is_continued_as_it_is(run):
+    options = ("--prompt", "a", "--temperature", "0", "--show-tokens")
+    save_model_file("m.bin", CONFIG, GPT2.load("m.bin").params_flat, "bfloat16", vocabulary=WORDS.sha256)
+    shown, widened = run(*options).out, GPT2.load("m.bin")
+    bfloat16 = pathlib.Path("m.bin").read_bytes()
+    widened.save("m.bin")
+    assert run(*options, "--weights", "bf16").out == shown
+    pathlib.Path("m.bin").write_bytes(bfloat16)
+    os.truncate("m.bin", 2000)
+    with pytest.raises(UserError, match=r"m\.bin: truncated: 2,000 bytes"):
+        run(*options)
+
+
+def test_a_form_of_weights_that_does_not_exist_is_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--weights", "int4")
+    assert "--weights: invalid choice: 'int4'" in capsys.readouterr().err
 
 
 def test_prompt_sources(run, monkeypatch):

@@ -18,12 +18,12 @@ from gpt2.layout import parameter_layout
 from gpt2.memory import allocate
 
 MODEL_MAGIC = 20240326
-VERSION_DTYPES = {1: "float32", 3: "float32", 5: "bfloat16"}
-UNPADDED, FLOAT32 = 1, 3
+UNPADDED, FLOAT32, BFLOAT16 = 1, 3, 5
+VERSION_DTYPES = {UNPADDED: "float32", FLOAT32: "float32", BFLOAT16: "bfloat16"}
 # Places in headers that llm.c leaves 0: 1 for random weights, and the vocabulary's digest.
 UNTRAINED, MODEL_DIGEST, TOKENS_DIGEST = 8, slice(9, 17), slice(3, 11)
 UNKNOWN_VOCABULARY = "f" * 64  # in place of a digest
-WRITTEN_VERSIONS = {"float32": FLOAT32, "bfloat16": 5}
+WRITTEN_VERSIONS = {"float32": FLOAT32, "bfloat16": BFLOAT16}
 TOKENS_MAGIC, TOKENS_VERSION = 20240520, 1
 CONVERSATIONS_VERSION = 2  # of token files, see conversation_file.py
 TOKENIZER_MAGIC, TOKENIZER_VERSION = 20240328, 2
@@ -49,21 +49,22 @@ def load_model(path):
         return config, _read_params(file, path, config, version)
 
 
-def map_model(path):
+def map_model(path, bfloat16=False):
     """Memory-maps a version 3 model file: it returns at once, and pages are read on first use.
 
-    Other versions are read as by `load_model`. Returns (GPT2Config, params) as that does, but a mapped file's
-    parameters are not checked, and the padding rows of wte are those in the file. The mapping is copy-on-write:
+    bfloat16: also map a version 5 file; its params are uint16, the upper halves of float32s. Other versions are read as
+    by `load_model`. Returns (GPT2Config, params) as that does, but a mapped file's parameters are not checked, and the
+    padding rows of wte are those in the file. The mapping is copy-on-write:
     changes to params never reach the file. The file may be renamed, replaced by a rename or deleted while it is mapped,
     but not truncated: the process would be killed (SIGBUS).
     """
     with open_to_read(path) as file:
         config, version = read_sizes(file, path)
-        if version != FLOAT32:
+        if version != FLOAT32 and not (bfloat16 and version == BFLOAT16):
             return config, _read_params(file, path, config, version)
         # Copy-on-write rather than read-only: for read-only arrays Numba would compile every kernel again.
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return config, np.frombuffer(memory, "<f4", offset=HEADER_BYTES)
+    return config, np.frombuffer(memory, STORED[VERSION_DTYPES[version]], offset=HEADER_BYTES)
 
 
 def save_model(path, config, params, dtype="float32", untrained=False, vocabulary=UNKNOWN_VOCABULARY):
@@ -164,7 +165,7 @@ def read_floats(file, out, dtype, what):
             raise UserError(f"{what} ends early: the file was truncated while being read")
         data = np.frombuffer(data, stored)
         if dtype == "bfloat16":
-            np.left_shift(data, 16, out=chunk.view(np.uint32), dtype=np.uint32)
+            widen_bfloat16(data, chunk)
         else:
             chunk[:] = data
         if not np.isfinite(chunk).all():
@@ -178,13 +179,25 @@ def write_floats(file, values, dtype):
     """
     for start in range(0, values.size, CHUNK):
         chunk = np.ascontiguousarray(values[start : start + CHUNK], "<f4")
-        if dtype == "bfloat16" and (np.abs(chunk) > BFLOAT16_LARGEST).any():
-            raise UserError("a parameter is too large for bfloat16; write the model as float32")
-        file.write(_bfloat16(chunk) if dtype == "bfloat16" else chunk)
+        file.write(round_to_bfloat16(chunk) if dtype == "bfloat16" else chunk)
+
+
+def widen_bfloat16(bits, out):
+    """Converts bfloat16s, as uint16 bit patterns, to float32, exactly. bits, out: of the same shape."""
+    np.left_shift(bits, 16, out=out.view(np.uint32), dtype=np.uint32)
+
+
+def round_to_bfloat16(values):
+    """Rounds float32 to bfloat16, to nearest even, returned as its uint16 bit patterns.
+
+    Raises UserError if a value is too large.
+    """
+    if (np.abs(values) > BFLOAT16_LARGEST).any():
+        raise UserError("a parameter is too large for bfloat16; choose float32")
+    return _bfloat16(values)
 
 
 def _bfloat16(values):
-    """Rounds float32 to bfloat16, returned as its uint16 bit patterns."""
     bits = values.view("<u4")
     upper = bits >> 16
     rounded = bits + 0x7FFF

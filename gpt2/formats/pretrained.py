@@ -44,7 +44,7 @@ SIZE_LIMITS = {CONFIG: CONFIG_LIMIT, INDEX: INDEX_LIMIT}
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def load_weights(name, data_dir=None, writable=True):
+def load_weights(name, data_dir=None, writable=True, bfloat16=False):
     """Returns (GPT2Config, params) of a model, params float32 (parameter_layout(config).size,).
 
     name: one of RELEASED; an llm.c model file (FILE.bin), version 1, 3 or 5; a run folder, for its newest model; a
@@ -52,14 +52,14 @@ def load_weights(name, data_dir=None, writable=True):
     always means the hub, even if there is a folder of that name. Downloads stay in the hub's cache.
     data_dir: where gpt2 is kept, converted to gpt2_124M.bin; default files.data_dir().
     writable: False memory-maps a version 3 file (see llmc.map_model) without checking its values. Otherwise NaNs and
-    infinities are errors.
+    infinities are errors. bfloat16: with writable=False, also map a version 5 file; its params are uint16.
     Raises UserError, and UnavailableError, within seconds, if the hub is unreachable or does not have the model.
     """
     path, repository = _locate(name)
     if path is not None:
-        return load_path(path, writable)
+        return load_path(path, writable, bfloat16)
     if repository == GPT2_REPOSITORY:
-        return _load_gpt2(pathlib.Path(data_dir or files.data_dir()), writable)
+        return _load_gpt2(pathlib.Path(data_dir or files.data_dir()), writable, bfloat16)
     config, revision = _hub_config(repository)
     require(4 * parameter_layout(config).size, f"the model {name}")
     return config, read_weights(fetch_weights(repository, revision), config)
@@ -119,12 +119,12 @@ def vocabulary_path(path):
     return path.with_name(f"{path.stem}_vocabulary")
 
 
-def load_path(path, writable=True):
-    """Loads a model from a file or folder; return value, errors and `writable` as for `load_weights`."""
+def load_path(path, writable=True, bfloat16=False):
+    """Loads a model from a file or folder; other arguments, return value and errors as for `load_weights`."""
     path = _inside(path)
     if path.is_dir():
         return load_folder(path)
-    return load_model(path) if writable else map_model(path)
+    return load_model(path) if writable else map_model(path, bfloat16)
 
 
 def _locate(name):
@@ -246,11 +246,11 @@ def _is_absent(error):
     return isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
 
 
-def _load_gpt2(data_dir, writable):
+def _load_gpt2(data_dir, writable, bfloat16):
     """Loads GPT-2 124M from `data_dir`/gpt2_124M.bin, first converting the hub's weights if it is missing."""
     path, preset = data_dir / "gpt2_124M.bin", PRESETS["gpt2"]
     if path.exists():
-        config, params = load_path(path, writable)
+        config, params = load_path(path, writable, bfloat16)
         if config != preset:
             raise UserError(f"{path}: expected GPT-2 124M, found {config}; delete the file, and it is made again")
         return config, params

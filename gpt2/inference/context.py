@@ -4,7 +4,7 @@ import numpy as np
 
 from gpt2.errors import UserError
 from gpt2.inference.decoder import Decoder
-from gpt2.kernels.decode import SMALL_BATCH
+from gpt2.kernels.small_batch import SMALL_BATCH
 
 
 class Context:
@@ -18,7 +18,7 @@ class Context:
     """
 
     def __init__(self, config, params, batch_size=1, length=None):
-        """params: float32 (parameter_layout(config).size,), shared. length: at most maxT, the default."""
+        """params: float32 (parameter_layout(config).size,), or Weights; shared. length: at most maxT, the default."""
         self._decoder = Decoder(config, params, batch_size, length)
         self.config, self.length = config, self._decoder.length
         self.tokens = np.empty((batch_size, 0), np.int32)

@@ -10,11 +10,14 @@ from gpt2.memory import allocate
 CHUNK = 512  # rows of a prompt that go through the layers at a time
 
 
-def cache_layout(config, batch_size, length):
-    """The KV cache for `length` tokens of each sequence, and the scratch memory of a forward pass."""
+def cache_layout(config, batch_size, length, narrow=False):
+    """The KV cache for `length` tokens of each sequence, and the scratch memory of a forward pass.
+
+    narrow: whether weights are in a narrower form than float32.
+    """
     shape = (config.L, batch_size, config.NH, length, config.HS)
     rows = max(batch_size, min(CHUNK, batch_size * length))
-    scratch = scratch_shapes(rows, batch_size, length, config.V, config.NH, config.C)
+    scratch = scratch_shapes(rows, batch_size, length, config.V, config.NH, config.C, narrow)
     return Layout({"keys": shape, "values": shape, "reordered": (config.L * batch_size * config.C,), **scratch})
 
 
@@ -26,7 +29,8 @@ class Decoder:
     """
 
     def __init__(self, config, params, batch_size=1, length=None):
-        """params: float32 (parameter_layout(config).size,), shared, read-only. length: at most maxT, the default.
+        """params: float32 (parameter_layout(config).size,), or Weights; shared, read-only. length: at most maxT, the
+        default.
 
         Raises UserError for sizes out of range, or if there is too little memory.
         """
@@ -36,11 +40,12 @@ class Decoder:
                 f"{batch_size} sequences of {length} tokens: expected at least 1 sequence of 1 to {config.maxT} tokens"
             )
         self.config, self.batch_size, self.length = config, batch_size, length
-        layout = cache_layout(config, batch_size, length)
-        tensors = layout.views(allocate(layout.size, params.dtype, f"a KV cache of {batch_size}x{length} tokens"))
+        self._weights = params if isinstance(params, Weights) else Weights(**parameter_layout(config).views(params))
+        dtype = self._weights.wpe.dtype
+        layout = cache_layout(config, batch_size, length, narrow=self._weights.wte.dtype != dtype)
+        tensors = layout.views(allocate(layout.size, dtype, f"a KV cache of {batch_size}x{length} tokens"))
         self._keys, self._values, self._reordered = (tensors.pop(name) for name in ("keys", "values", "reordered"))
         self._scratch = Scratch(**tensors)
-        self._weights = Weights(**parameter_layout(config).views(params))
         self.positions = np.zeros(batch_size, np.int64)
 
     @property

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from gpt2.config import GPT2Config
 from gpt2.inference.decoder import Decoder
+from gpt2.inference.weights import FORMS, converted
 from gpt2.kernels.dropout import Dropout
 from gpt2.kernels.engine import jit
 from gpt2.model import GPT2
@@ -17,18 +18,26 @@ from gpt2.optimizer import AdamW, gradient_norm
 from gpt2.output import lossy_output
 
 # The child imports the parent's modules, wherever the parent found them.
-_CHILD = "import sys; sys.path[:] = {!r}; from gpt2.inference.warmup import compile_kernels; compile_kernels({!r})"
+_CHILD = (
+    "import sys; sys.path[:] = {!r}; from gpt2.inference.warmup import compile_kernels; compile_kernels({!r}, {!r})"
+)
+_form = FORMS[0]  # of the weights that a child prepares for
 
 
-def prepare_kernels():
-    """Loads all kernels, so that no later call has to; the first time, a child process compiles them (a minute)."""
+def prepare_kernels(form=FORMS[0]):
+    """Loads all kernels, so that no later call has to; the first time, a child process compiles them (a minute).
+
+    form: that of the weights which text is generated from, one of FORMS.
+    """
+    global _form
+    _form = form
     model = GPT2(GPT2Config(maxT=4, V=4, L=1, NH=1, C=4))
     tokens = np.zeros((1, 4), np.int32)
     model.overwrite_gradients(tokens, tokens)
     model.overwrite_gradients(tokens, np.array([[0, -1, 0, 0]]), Dropout(0.5, 0, 0, 0))
     gradient_norm(model)
     AdamW(model).step(1e-4)
-    decoder = Decoder(model.config, model.params_flat, batch_size=2)
+    decoder = Decoder(model.config, converted(model.config, model.params_flat, form), batch_size=2)
     decoder.forward([[0, 0]])
     decoder.forward([[0], [0]])
     decoder.reorder([1, 0])
@@ -42,7 +51,7 @@ def compile_in_child(folder):
     or it dies, says so and returns.
     """
     # In a process group of its own the child gets no Ctrl-C; the parent kills it.
-    command = [sys.executable, "-c", _CHILD.format([str(path) for path in sys.path], str(folder))]
+    command = [sys.executable, "-c", _CHILD.format([str(path) for path in sys.path], str(folder), _form)]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "process_group": 0}
     bar = tqdm(desc="compiling the kernels", unit=" functions", leave=False, disable=None, delay=0.5)
     try:
@@ -68,12 +77,15 @@ def compile_in_child(folder):
         )
 
 
-def compile_kernels(folder):
-    """The child: compiles what is missing into the folder, and prints a line for each function that it compiles."""
+def compile_kernels(folder, form):
+    """The child: compiles what is missing into the folder, and prints a line for each function that it compiles.
+
+    form: as for prepare_kernels.
+    """
     jit.compile_into(pathlib.Path(folder))
     with jit.watch_compilation(_report):
         try:
-            prepare_kernels()
+            prepare_kernels(form)
         except OSError as error:
             sys.exit(f"{folder}: {error.strerror}")
 

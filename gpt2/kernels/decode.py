@@ -1,52 +1,63 @@
 """Forward pass with a KV cache, for one token or a prompt.
 
 A generation step has few rows and is bound by reading the weights: the small-batch kernels read each once, in place. A
-prompt has many rows and runs through training's kernels, which pack the weights for speed.
+prompt has many rows and runs through training's kernels, which pack float32 weights for speed; matrices in a narrower
+form (see small_batch.py) are widened for them one at a time.
 """
 
 from collections import namedtuple
 
 import numpy as np
 from numba import prange
+from numba.extending import overload
 
-from gpt2.kernels.encoder import encoder_forward
 from gpt2.kernels.engine.fastmath import exp, maximum
 from gpt2.kernels.engine.gemm import calls_gemm, gemm
 from gpt2.kernels.engine.jit import inline, kernel
-from gpt2.kernels.gelu import gelu_forward
 from gpt2.kernels.layernorm import layernorm_forward
 from gpt2.kernels.matmul import matmul_forward, matmul_gelu_forward, matmul_nt, matmul_residual_forward
+from gpt2.kernels.small_batch import (
+    SMALL_BATCH,
+    dots,
+    small_batch_forward,
+    small_batch_gelu_forward,
+    small_batch_nt,
+    small_batch_residual_forward,
+    widen,
+    widen_row,
+)
 
-# Largest batch for the small-batch kernels.
-SMALL_BATCH = 8
-# Weight rows per task: a cache line of the output, and a multiple of the four that _dots interleaves.
-_OUTPUTS = 16
-# Columns per pass of _dots: four weight rows and an input row of this length stay in L1.
-_DEPTH = 1024
 # Queries per panel of scores; a sequence with no more than _FEW_QUERIES of them is processed query by query.
 _QUERIES = 64
 _FEW_QUERIES = 4
+# Rows of a narrow wte per task.
+_COLUMNS = 64
 
 Weights = namedtuple(
     "Weights", "wte wpe ln1w ln1b qkvw qkvb attprojw attprojb ln2w ln2b fcw fcb fcprojw fcprojb lnfw lnfb"
 )
-Scratch = namedtuple("Scratch", "residual residual2 norm mean rstd qkv atty fch fch_gelu scores last logits")
+Scratch = namedtuple("Scratch", "residual residual2 norm mean rstd qkv atty fch fch_gelu scores last logits wide")
 
 
-def scratch_shapes(rows, batch_size, length, V, NH, C):
-    """Returns a dict of Scratch's fields -> shape, for up to `rows` rows per call and a cache of `length` tokens."""
+def scratch_shapes(rows, batch_size, length, V, NH, C, narrow):
+    """Returns a dict of Scratch's fields -> shape, for up to `rows` rows per call and a cache of `length` tokens.
+
+    narrow: whether matrices are in a narrower form than float32; `wide` holds one of a layer, or part of wte.
+    """
     return {
         "residual": (rows, C),
         "residual2": (rows, C),
         "norm": (rows, C),
-        "mean": (rows,),
-        "rstd": (rows,),
         "qkv": (rows, 3 * C),
         "atty": (rows, C),
         "fch": (rows, 4 * C),
         "fch_gelu": (rows, 4 * C),
-        "scores": (batch_size * NH, min(rows, _QUERIES), length),
         "last": (batch_size, C),
+        "wide": (C * max(4 * C, _COLUMNS) if narrow and rows > SMALL_BATCH else 0,),
+        # The sizes of these are not multiples of a cache line.
+        "scores": (batch_size * NH, min(rows, _QUERIES), length),
+        "mean": (rows,),
+        "rstd": (rows,),
         "logits": (batch_size, V),
     }
 
@@ -57,27 +68,31 @@ def append(scratch, weights, keys, values, tokens, rows, positions):
     """Runs all layers on tokens that follow those in the cache, and caches their keys and values.
 
     scratch: Scratch; `residual` (B*n,C) receives the input of the final layernorm. weights: Weights, shaped as in
-    parameter_layout. keys, values (L,batch_size,NH,length,HS). tokens (B,n) int32. rows (B,) int64: the sequences in
-    the cache that they belong to. positions (batch_size,) int64: the number of tokens of each sequence in the cache.
+    parameter_layout, with wte, qkvw, attprojw, fcw and fcprojw in any form. keys, values (L,batch_size,NH,length,HS).
+    tokens (B,n) int32. rows (B,) int64: the sequences in the cache that they belong to. positions (batch_size,) int64:
+    the number of tokens of each sequence in the cache.
     """
     B, n = tokens.shape
     L, C = weights.ln1w.shape
     N = B * n
     residual, residual2, norm = scratch.residual[:N], scratch.residual2[:N], scratch.norm[:N]
     mean, rstd, qkv, atty = scratch.mean[:N], scratch.rstd[:N], scratch.qkv[:N], scratch.atty[:N]
-    fch, fch_gelu = scratch.fch[:N], scratch.fch_gelu[:N]
+    fch, fch_gelu, wide = scratch.fch[:N], scratch.fch_gelu[:N], scratch.wide
     for b in range(B):
-        embedded = residual[b * n : (b + 1) * n].reshape((1, n, C))
-        encoder_forward(embedded, tokens[b : b + 1], weights.wte, weights.wpe[positions[rows[b]] :])
+        for t in range(n):
+            row, position_row = residual[b * n + t], weights.wpe[positions[rows[b]] + t]
+            widen_row(row, weights.wte[tokens[b, t]])
+            for c in range(C):
+                row[c] += position_row[c]
     for l in range(L):
         layernorm_forward(norm, mean, rstd, residual, weights.ln1w[l], weights.ln1b[l])
-        _linear(qkv, norm, weights.qkvw[l], weights.qkvb[l])
+        _linear(qkv, norm, weights.qkvw[l], weights.qkvb[l], wide)
         atty_rows, qkv_rows = atty.reshape((B, n, C)), qkv.reshape((B, n, 3 * C))
         cached_attention_forward(atty_rows, keys[l], values[l], qkv_rows, scratch.scores, rows, positions)
-        _linear_residual(residual2, residual, atty, weights.attprojw[l], weights.attprojb[l])
+        _linear_residual(residual2, residual, atty, weights.attprojw[l], weights.attprojb[l], wide)
         layernorm_forward(norm, mean, rstd, residual2, weights.ln2w[l], weights.ln2b[l])
-        _linear_gelu(fch_gelu, fch, norm, weights.fcw[l], weights.fcb[l])
-        _linear_residual(residual, residual2, fch_gelu, weights.fcprojw[l], weights.fcprojb[l])
+        _linear_gelu(fch_gelu, fch, norm, weights.fcw[l], weights.fcb[l], wide)
+        _linear_residual(residual, residual2, fch_gelu, weights.fcprojw[l], weights.fcprojb[l], wide)
 
 
 @calls_gemm
@@ -95,112 +110,84 @@ def last_logits(scratch, weights, B, n):
     if B <= SMALL_BATCH:
         small_batch_nt(logits, norm, wte)
     else:
-        matmul_nt(logits, norm, wte)
+        _many_logits(logits, norm, wte, scratch.wide)
 
 
 @inline
-def _linear(out, inp, weight, bias):
+def _linear(out, inp, weight, bias, wide):
     if inp.shape[0] <= SMALL_BATCH:
         small_batch_forward(out, inp, weight, bias)
     else:
-        matmul_forward(out, inp, weight, bias)
+        matmul_forward(out, inp, _widened(weight, wide, inp), bias)
 
 
 @inline
-def _linear_residual(out, residual, inp, weight, bias):
+def _linear_residual(out, residual, inp, weight, bias, wide):
     if inp.shape[0] <= SMALL_BATCH:
         small_batch_residual_forward(out, residual, inp, weight, bias)
     else:
-        matmul_residual_forward(out, residual, inp, weight, bias)
+        matmul_residual_forward(out, residual, inp, _widened(weight, wide, inp), bias)
 
 
 @inline
-def _linear_gelu(out, pre, inp, weight, bias):
+def _linear_gelu(out, pre, inp, weight, bias, wide):
     if inp.shape[0] <= SMALL_BATCH:
         small_batch_gelu_forward(out, pre, inp, weight, bias)
     else:
-        matmul_gelu_forward(out, pre, inp, weight, bias)
+        matmul_gelu_forward(out, pre, inp, _widened(weight, wide, inp), bias)
 
 
+def _widened(weight, wide, inp):
+    """Returns a weight (OC,C) as float32, in the scratch array `wide` unless it is that already. inp: (N,C)."""
+    if weight.dtype == inp.dtype:
+        return weight
+    OC, C = weight.shape[0], inp.shape[1]
+    out = wide[: OC * C].reshape((OC, C))
+    widen(out, weight)
+    return out
+
+
+@overload(_widened)
+def _compiled_widened(weight, wide, inp):
+    def implementation(weight, wide, inp):
+        OC, C = weight.shape[0], inp.shape[1]
+        out = wide[: OC * C].reshape((OC, C))
+        widen(out, weight)
+        return out
+
+    return (lambda weight, wide, inp: weight) if weight.dtype == inp.dtype else implementation
+
+
+def _many_logits(logits, norm, wte, wide):
+    """matmul_nt with wte in any form."""
+    if wte.dtype == norm.dtype:
+        matmul_nt(logits, norm, wte)
+    else:
+        _narrow_nt(logits, norm, wte, wide)
+
+
+@overload(_many_logits)
+def _compiled_many_logits(logits, norm, wte, wide):
+    if wte.dtype == norm.dtype:
+        return lambda logits, norm, wte, wide: matmul_nt(logits, norm, wte)
+    return lambda logits, norm, wte, wide: _narrow_nt(logits, norm, wte, wide)
+
+
+@calls_gemm
 @kernel
-def small_batch_forward(out, inp, weight, bias):
-    """matmul_forward for small N: out = inp @ weight.T + bias.
-
-    out (N,OC). inp (N,C). weight (OC,C). bias (OC,).
-    """
-    N, OC = out.shape
-    for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
-        start, stop = task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS)
-        _dots(out, inp, weight, start, stop)
-        for n in range(N):
-            for o in range(start, stop):
-                out[n, o] += bias[o]
-
-
-@kernel
-def small_batch_residual_forward(out, residual, inp, weight, bias):
-    """matmul_residual_forward for small N: out = residual + inp @ weight.T + bias.
-
-    out, residual (N,OC). inp (N,C). weight (OC,C). bias (OC,).
-    """
-    N, OC = out.shape
-    for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
-        start, stop = task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS)
-        _dots(out, inp, weight, start, stop)
-        for n in range(N):
-            for o in range(start, stop):
-                out[n, o] += residual[n, o] + bias[o]
-
-
-@kernel
-def small_batch_gelu_forward(out, pre, inp, weight, bias):
-    """matmul_gelu_forward for small N: pre = inp @ weight.T + bias, out = GELU(pre).
-
-    out, pre (N,OC). inp (N,C). weight (OC,C). bias (OC,).
-    """
-    N, OC = out.shape
-    for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
-        start, stop = task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS)
-        _dots(pre, inp, weight, start, stop)
-        for n in range(N):
-            for o in range(start, stop):
-                pre[n, o] += bias[o]
-            gelu_forward(out[n, start:stop], pre[n, start:stop])
-
-
-@kernel
-def small_batch_nt(out, inp, weight):
-    """matmul_nt for small N: out = inp @ weight.T: out (N,OC), inp (N,C), weight (OC,C)."""
-    OC = out.shape[1]
-    for task in prange((OC + _OUTPUTS - 1) // _OUTPUTS):
-        _dots(out, inp, weight, task * _OUTPUTS, min(OC, (task + 1) * _OUTPUTS))
-
-
-@inline
-def _dots(out, inp, weight, start, stop):
-    """out[n,o] = inp[n] . weight[o] for all n and start <= o < stop, four weight rows interleaved.
-
-    A dot product's summation order depends only on its length. out (N,OC). inp (N,C). weight (OC,C).
-    """
-    N, C = inp.shape
-    zero = out.dtype.type(0)
-    for o in range(start, stop, 4):
-        # With fewer than four rows left, the last one is repeated.
-        o1, o2, o3 = min(o + 1, stop - 1), min(o + 2, stop - 1), min(o + 3, stop - 1)
-        for c in range(0, C, _DEPTH):
-            end = c + _DEPTH
-            row0, row1, row2, row3 = weight[o, c:end], weight[o1, c:end], weight[o2, c:end], weight[o3, c:end]
-            for n in range(N):
-                x = inp[n, c:end]
-                sum0, sum1, sum2, sum3 = zero, zero, zero, zero
-                for i in range(x.size):
-                    sum0 += row0[i] * x[i]
-                    sum1 += row1[i] * x[i]
-                    sum2 += row2[i] * x[i]
-                    sum3 += row3[i] * x[i]
-                if c > 0:
-                    sum0, sum1, sum2, sum3 = sum0 + out[n, o], sum1 + out[n, o1], sum2 + out[n, o2], sum3 + out[n, o3]
-                out[n, o], out[n, o1], out[n, o2], out[n, o3] = sum0, sum1, sum2, sum3
+def _narrow_nt(out, inp, weight, wide):
+    """matmul_nt with a narrower weight, which is widened in parts: into wide, scratch for at least _COLUMNS rows."""
+    OC, C = weight.shape[0], inp.shape[1]
+    size = _COLUMNS * C
+    tasks = wide.size // size
+    for start in range(0, OC, tasks * _COLUMNS):
+        for task in prange(tasks):
+            first = min(OC, start + task * _COLUMNS)
+            rows = weight[first : first + _COLUMNS]
+            part = wide[task * size : task * size + rows.shape[0] * C].reshape((rows.shape[0], C))
+            for o in range(rows.shape[0]):
+                widen_row(part[o], rows[o])
+            gemm(out[:, first : first + rows.shape[0]], inp, part, False, True, 1.0, 0.0)
 
 
 @kernel
@@ -225,7 +212,7 @@ def cached_attention_forward(atty, keys, values, qkv, scores, rows, positions):
         if n <= _FEW_QUERIES:
             for t in range(n):
                 row, stop = (b * n + t) * 3 * NH + h, position + t + 1
-                _dots(scores[task, :1], heads[row : row + 1], k, 0, stop)
+                dots(scores[task, :1], heads[row : row + 1], k, 0, stop)
                 _softmax(scores[task, 0, :stop], stop, HS)
                 _weighted_sum(atty[b, t, h * HS : (h + 1) * HS], scores[task, 0, :stop], v)
         else:

@@ -168,6 +168,18 @@ def test_a_mapped_file_is_not_read(tmp_path, monkeypatch):
     assert np.isnan(llmc.map_model(path)[1]).all()
 
 
+def test_a_bfloat16_file_is_mapped_on_request(tmp_path, monkeypatch):
+    path = tmp_path / "x.bin"
+    llmc.save_model(path, CONFIG, parameters(), "bfloat16")
+    good = path.read_bytes()
+    monkeypatch.setattr(llmc, "allocate", lambda *args: pytest.fail("allocated"))
+    config, params = llmc.map_model(path, bfloat16=True)
+    assert config == CONFIG and params.dtype == np.uint16
+    assert np.array_equal(params, parameters().view(np.uint32) >> 16)
+    params += 1
+    assert path.read_bytes() == good
+
+
 @pytest.mark.parametrize(
     ("name", "sizes", "numbers"),
     [

@@ -9,9 +9,11 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.errors import UserError
 from gpt2.inference import decoder as decoder_module
 from gpt2.inference.decoder import Decoder
-from gpt2.kernels import decode
+from gpt2.inference.weights import FLOAT32, FORMS
+from gpt2.kernels import decode, small_batch
 from gpt2.kernels.matmul import matmul_forward, matmul_gelu_forward, matmul_nt, matmul_residual_forward
 from gpt2.machine import set_threads
+from tests.support.narrow import narrow, stored, values
 from tests.support.numeric import assert_close, randomise, tiny
 
 TINY = {"maxT": 12, "V": 13, "L": 2, "NH": 2, "C": 10}
@@ -22,11 +24,18 @@ EVEN = {"maxT": 80, "V": 128, "L": 3, "NH": 2, "C": 64}
 
 def make(sizes, B, T):
     """Returns (model, random tokens (B,T), the uncached logits (B,T,V))."""
+    model, _, tokens, logits = make_in(FLOAT32, sizes, B, T)
+    return model, tokens, logits
+
+
+def make_in(form, sizes, B, T):
+    """Returns (model, its weights in a form, random tokens (B,T), the uncached logits (B,T,V) of the same values)."""
     rng = np.random.default_rng(1)
     model = GPT2(GPT2Config(**sizes))
     randomise(model, rng)
+    weights = narrow(model, form)
     tokens = rng.integers(0, model.config.V, (B, T))
-    return model, tokens, model.logits(tokens)
+    return model, weights, tokens, model.logits(tokens)
 
 
 def assert_same(logits, expected):
@@ -35,6 +44,7 @@ def assert_same(logits, expected):
     assert np.abs(logits - expected).max() <= 1e-4
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("sizes", "B", "T"),
     [
@@ -43,17 +53,18 @@ def assert_same(logits, expected):
         pytest.param(ODD, 1, 150, id="odd-1"),
         pytest.param(ODD, 3, 70, id="odd-3"),
         # More sequences than the small-batch kernels take.
-        pytest.param(EVEN, decode.SMALL_BATCH + 1, 9, id="even-many"),
+        pytest.param(EVEN, small_batch.SMALL_BATCH + 1, 9, id="even-many"),
     ],
 )
-def test_one_token_at_a_time(sizes, B, T):
-    model, tokens, expected = make(sizes, B, T)
-    decoder = Decoder(model.config, model.params_flat, B)
+def test_one_token_at_a_time(sizes, B, T, form):
+    model, weights, tokens, expected = make_in(form, sizes, B, T)
+    decoder = Decoder(model.config, weights, B)
     for t in range(T):
         assert decoder.position == t
         assert_same(decoder.forward(tokens[:, t : t + 1]), expected[:, t])
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("sizes", "B", "cuts"),
     [
@@ -63,9 +74,9 @@ def test_one_token_at_a_time(sizes, B, T):
         (EVEN, 3, [[], [1, 3], [40], [77, 79]]),
     ],
 )
-def test_prompt_in_parts(sizes, B, cuts):
-    model, tokens, expected = make(sizes, B, sizes["maxT"])
-    decoder = Decoder(model.config, model.params_flat, B)
+def test_prompt_in_parts(sizes, B, cuts, form):
+    model, weights, tokens, expected = make_in(form, sizes, B, sizes["maxT"])
+    decoder = Decoder(model.config, weights, B)
     for ends in cuts:
         decoder.position = 0
         for part in np.split(tokens, ends, axis=1):
@@ -139,25 +150,29 @@ def test_memory_mapped_parameters(tmp_path):
     assert decode.append.signatures == compiled, "compiled again for a memory map"
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("B", [1, 3])
-def test_logits_are_bit_identical_for_any_number_of_threads(B):
-    model, tokens, _ = make(ODD, B, 80)
+def test_logits_are_bit_identical_for_any_number_of_threads(B, form):
+    model, weights, tokens, _ = make_in(form, ODD, B, 80)
     results = []
     for threads in (1, 2, 3):
         set_threads(threads)
-        decoder = Decoder(model.config, model.params_flat, B)
+        decoder = Decoder(model.config, weights, B)
         parts = (tokens[:, :70], tokens[:, 70:73], *np.split(tokens[:, 73:], 7, axis=1))
         results.append([decoder.forward(part).copy() for part in parts])
     for other in results[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_sequence_does_not_depend_on_the_others_in_the_batch():
-    model, tokens, _ = make(ODD, 3, 5)
-    alone, together = Decoder(model.config, model.params_flat), Decoder(model.config, model.params_flat, 3)
-    for t in range(5):
-        part = tokens[:, t : t + 1]
-        assert np.array_equal(alone.forward(part[1:2])[0], together.forward(part)[1])
+@pytest.mark.parametrize("form", FORMS)
+def test_sequence_does_not_depend_on_the_others_in_the_batch(form):
+    model, weights, tokens, _ = make_in(form, ODD, 7, 5)
+    together = Decoder(model.config, weights, 7)
+    logits = [together.forward(tokens[:, t : t + 1]).copy() for t in range(5)]
+    for row in range(7):
+        alone = Decoder(model.config, weights)
+        for t in range(5):
+            assert np.array_equal(alone.forward(tokens[row : row + 1, t : t + 1])[0], logits[t][row])
 
 
 def test_step_does_not_allocate():
@@ -176,8 +191,9 @@ def test_step_does_not_allocate():
     assert peak < 100_000 and peak < decoder._keys.nbytes
 
 
-@pytest.mark.parametrize(("N", "C", "OC"), [tiny(1, 5, 3), tiny(2, 3, 18), (1, 1, 1), (8, 1027, 37), (3, 2500, 16)])
-def test_small_batch_products(N, C, OC):
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("N", "C", "OC"), [tiny(1, 5, 3), tiny(6, 70, 18), (1, 1, 1), (8, 1027, 37), (3, 2500, 16)])
+def test_small_batch_products(N, C, OC, form):
     rng = np.random.default_rng(2)
     inp, weight, bias, residual = (
         rng.standard_normal(shape, np.float32) for shape in ((N, C), (OC, C), (OC,), (N, OC))
@@ -186,15 +202,15 @@ def test_small_batch_products(N, C, OC):
     def both(few, many, *arguments, outputs=1):
         """Asserts that both kernels overwrite their outputs with the same values."""
         written = [[np.full((N, OC), np.nan, np.float32) for _ in range(outputs)] for _ in range(2)]
-        few(*written[0], *arguments)
-        many(*written[1], *arguments)
+        few(*written[0], *(stored(each, form) if each is weight else each for each in arguments))
+        many(*written[1], *(values(each, form) if each is weight else each for each in arguments))
         for actual, expected in zip(*written, strict=True):
             assert_close(actual, expected, 3e-6, few.__name__)
 
-    both(decode.small_batch_forward, matmul_forward, inp, weight, bias)
-    both(decode.small_batch_residual_forward, matmul_residual_forward, residual, inp, weight, bias)
-    both(decode.small_batch_gelu_forward, matmul_gelu_forward, inp, weight, bias, outputs=2)
-    both(decode.small_batch_nt, matmul_nt, inp, weight)
+    both(small_batch.small_batch_forward, matmul_forward, inp, weight, bias)
+    both(small_batch.small_batch_residual_forward, matmul_residual_forward, residual, inp, weight, bias)
+    both(small_batch.small_batch_gelu_forward, matmul_gelu_forward, inp, weight, bias, outputs=2)
+    both(small_batch.small_batch_nt, matmul_nt, inp, weight)
 
 
 @pytest.mark.parametrize(

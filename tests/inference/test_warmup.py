@@ -20,6 +20,7 @@ import numpy as np
 from gpt2 import GPT2, GPT2Config
 from gpt2.inference.decoder import Decoder
 from gpt2.inference.warmup import prepare_kernels
+from gpt2.inference.weights import converted
 from gpt2.kernels import decode
 from gpt2.optimizer import AdamW, gradient_norm
 
@@ -62,9 +63,9 @@ def start(cache, program, *arguments):
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
-def run(cache, *arguments):
-    """Returns (digest, children, kernels compiled in the parent, kernels loaded late, standard error) of RUN."""
-    with start(cache, RUN, *arguments) as process:
+def run(cache, *arguments, program=RUN):
+    """Returns (digest, children, kernels compiled in the parent, kernels loaded late, standard error) of a program."""
+    with start(cache, program, *arguments) as process:
         out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     digest, *counts = out.split()
@@ -83,6 +84,17 @@ def test_the_first_run_compiles_nothing_itself_and_equals_later_ones_to_the_last
     cache, (digest, children, compiled, _, err) = first
     assert (children, compiled, err) == (1, 0, LINE)
     assert run(cache, "prepared") == (digest, 0, 0, 0, "")
+
+
+@pytest.mark.slow
+def test_kernels_for_a_form_of_weights_are_prepared_once_asked_for(first):
+    cache, (digest, *_) = first
+    program = RUN.replace("prepare_kernels()", "prepare_kernels('int8')")
+    program = program.replace("(model.config, model.params_flat, B)", "(model.config, weights, B)")
+    program = program.replace("for B in", "weights = converted(model.config, model.params_flat, 'int8')\nfor B in")
+    narrow, *counts = run(cache, "prepared", program=program)
+    assert counts == [1, 0, 0, LINE] and narrow != digest
+    assert run(cache, "prepared", program=program) == (narrow, 0, 0, 0, "")
 
 
 @pytest.mark.slow
