@@ -1,10 +1,10 @@
 """Shared by the worker processes: the job they are given, the batch, timing, and the line of JSON they print.
 
 A worker's job is its only argument, a JSON object. For training: `model` (path, llm.c's format), `sizes` (of
-gpt2.GPT2Config), `B`, `T`, `threads`, `warmup_steps`, `steps` (the timed ones) and, for PyTorch, `mode` ("eager" or
-"compile"). For generation: `model`, `sizes`, `threads`, `cases` (see generate.CASES), `weights` (as the worker's side
-names them), `folder` (the same model as a Hugging Face folder), `gguf` (dtype -> path of the same as a GGUF file) and
-`llama` (path of node-llama-cpp's index.js).
+gpt2.GPT2Config), `B`, `T`, `threads`, `precision` ("float32" or "bf16"), `warmup_steps`, `steps` (the timed ones) and,
+for PyTorch, `mode` ("eager" or "compile"). For generation: `model`, `sizes`, `threads`, `cases` (see generate.CASES),
+`weights` (as the worker's side names them), `folder` (the same model as a Hugging Face folder), `gguf` (dtype -> path
+of the same as a GGUF file) and `llama` (path of node-llama-cpp's index.js).
 """
 
 import json

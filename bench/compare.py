@@ -21,12 +21,15 @@ sys.path.insert(0, str(BENCH.parent))
 
 from gpt2.errors import UserError, run_command  # noqa: E402
 from gpt2.formats.files import atomic_write  # noqa: E402
-from gpt2.machine import available_threads  # noqa: E402
+from gpt2.machine import BF16, FLOAT32, available_threads, chosen_precision  # noqa: E402
 
 VENV = BENCH / ".venv"
 WORK = BENCH / "work"
 RESULTS = BENCH / "results"
 MODES = ("eager", "compile")
+# Beside a row in bf16: what it gains over this trainer in float32, which it must by at least this, and over PyTorch.
+OURS_FLOAT32, EAGER_FLOAT32 = FLOAT32_MODES = ("ours-float32", "eager-float32")
+LEAST_GAIN = 1 / 0.56
 WARMUP_STEPS = 1
 # On a shared host, a process that loses more than this fraction of CPU time to other machines is run again, up to
 # TRIES runs in all; the least disturbed run counts. This applies to all processes alike.
@@ -40,7 +43,8 @@ class Row:
     """A row of the table: a training configuration and its targets.
 
     sizes: of gpt2.GPT2Config. steps: timed steps per process. target_ratio: minimum of PyTorch's time / ours.
-    target_memory: maximum of our peak memory / PyTorch's. target_bytes: upper bound on our peak memory.
+    target_memory: maximum of our peak memory / PyTorch's. target_bytes: upper bound on our peak memory. precision: BF16
+    compares with PyTorch's autocast to bfloat16.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Row:
     target_ratio: float
     target_memory: float
     target_bytes: float = float("inf")
+    precision: str = FLOAT32
 
 
 GPT2_124M = {"maxT": 1024, "V": 50257, "L": 12, "NH": 12, "C": 768}
@@ -65,6 +70,9 @@ ROWS = {
         Row("124M-4x1024", 4, 1024, GPT2_124M, 2, 1.3, 0.60, 5.5e9),
         Row("baby-12x64", 12, 64, BABY, 100, 2.0, 0.75),
         Row("355M-1x256", 1, 256, GPT2_355M, 3, 1.3, 0.85),
+        Row("124M-4x64-bf16", 4, 64, GPT2_124M, 6, 2.1, 0.90, precision=BF16),
+        Row("124M-4x256-bf16", 4, 256, GPT2_124M, 3, 1.4, 0.80, precision=BF16),
+        Row("124M-2x1024-bf16", 2, 1024, GPT2_124M, 2, 1.3, 0.70, precision=BF16),
     )
 }
 
@@ -75,10 +83,12 @@ def main(arguments=None):
         return set_up()
     if not options.pytorch_python.is_file():
         raise UserError(f"{options.pytorch_python}: no such file; create it with: python bench/compare.py --setup")
+    for precision in {ROWS[name].precision for name in options.rows}:
+        chosen_precision(precision)
     results, entries = read_results(RESULTS / "compare.json"), {}
     for name in options.rows:
         rounds = run_row(ROWS[name], options)
-        entries[name] = summarise(ROWS[name], rounds, options.modes) | {
+        entries[name] = summarise(ROWS[name], rounds, modes_of(ROWS[name], options)) | {
             "threads": options.threads,
             "machine": machine(rounds),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
@@ -102,10 +112,10 @@ def parse_arguments(arguments=None):
         "--rows",
         nargs="+",
         choices=ROWS,
-        default=list(ROWS),
         metavar="NAME",
-        help=f"rows: {', '.join(ROWS)}",
+        help=f"rows, by default those of --precision: {', '.join(ROWS)}",
     )
+    add("--precision", choices=(FLOAT32, BF16), default=FLOAT32, help="of the factors of products")
     add(
         "--modes",
         nargs="+",
@@ -114,7 +124,14 @@ def parse_arguments(arguments=None):
         metavar="MODE",
         help=f"modes: {', '.join(MODES)}",
     )
-    return checked(parser, parser.parse_args(arguments))
+    options = checked(parser, parser.parse_args(arguments))
+    options.rows = options.rows or [name for name, row in ROWS.items() if row.precision == options.precision]
+    return options
+
+
+def modes_of(row, options):
+    """Returns what a row compares with: PyTorch's modes, and of a row in bf16 both sides in float32."""
+    return [*options.modes, *(FLOAT32_MODES if row.precision == BF16 else ())]
 
 
 def make_parser(description):
@@ -166,11 +183,14 @@ def run_row(row, options):
     """Runs all processes of a row; returns a list of rounds, each a dict of process -> result."""
     workers = {"ours": (sys.executable, "gpt2_worker", {})}
     workers |= {mode: (options.pytorch_python, "pytorch_worker", {"mode": mode}) for mode in options.modes}
+    if row.precision == BF16:
+        workers[OURS_FLOAT32] = sys.executable, "gpt2_worker", {"precision": FLOAT32}
+        workers[EAGER_FLOAT32] = options.pytorch_python, "pytorch_worker", {"mode": "eager", "precision": FLOAT32}
     # Bare products vary less and need fewer steps.
     bare = {"warmup_steps": 1, "steps": (row.steps + 1) // 2}
     workers["bare"] = (options.pytorch_python, "bare_worker", bare)
     job = {"model": str(WORK / "model.bin"), "sizes": row.sizes, "B": row.B, "T": row.T, "threads": options.threads}
-    job |= {"warmup_steps": WARMUP_STEPS, "steps": row.steps}
+    job |= {"precision": row.precision, "warmup_steps": WARMUP_STEPS, "steps": row.steps}
 
     def run(who, label, **changes):
         python, module, own = workers[who]
@@ -194,7 +214,7 @@ def run_row(row, options):
             label = f"round {number + 1}/{options.pairs}"
             order = list(workers) if number % 2 == 0 else list(reversed(workers))
             rounds.append({who: least_disturbed(functools.partial(run, who, label)) for who in order})
-            for mode in options.modes:
+            for mode in modes_of(row, options):
                 check_losses(row, rounds[-1]["ours"]["losses"], mode, rounds[-1][mode]["losses"])
         return rounds
     finally:
@@ -235,7 +255,7 @@ def check_losses(row, ours, mode, theirs):
     """Raises UserError unless the first losses agree: timings of different computations cannot be compared."""
     for step, (a, b) in enumerate(zip(ours[:CHECKED_STEPS], theirs[:CHECKED_STEPS], strict=True), 1):
         if not abs(a - b) <= LOSS_TOLERANCE * abs(b):
-            raise UserError(f"{row.name}: loss of step {step} is {a:.6f} here, {b:.6f} in PyTorch ({mode})")
+            raise UserError(f"{row.name}: loss of step {step} is {a:.6f} here, {b:.6f} elsewhere ({mode})")
 
 
 def pair_ratios(numerators, denominators):
@@ -276,6 +296,8 @@ def summarise(row, rounds, modes):
         "pytorch": {
             mode: summary(mode)
             | {"time": pair_ratios(steps(mode), steps("ours")), "memory": pair_ratios(peaks("ours"), peaks(mode))}
+            | {"target_ratio": {OURS_FLOAT32: LEAST_GAIN, EAGER_FLOAT32: None}.get(mode, row.target_ratio)}
+            | {"target_memory": None if mode in FLOAT32_MODES else row.target_memory}
             for mode in modes
         },
         "bare": {

@@ -19,6 +19,8 @@ from gpt2.formats.pretrained import load_weights
 from gpt2.formats.tokenizer_folder import TokenizerFolder
 from gpt2.inference import sampling
 from gpt2.inference.context import Context
+from gpt2.inference.warmup import prepare_kernels
+from gpt2.inference.weights import converted
 from gpt2.kernels.engine.jit import kernel
 from gpt2.machine import set_threads
 from gpt2.model import GPT2
@@ -63,11 +65,12 @@ def main():
     if not pathlib.Path(job["model"]).exists():
         write_model(job)
     config, params = load_weights(job["model"], writable=False)
-    weights = {} if job["weights"] == "float32" else {"weights": job["weights"]}
+    weights = converted(config, params, job["weights"])
+    prepare_kernels(job["weights"])
 
     def generate(prompt, new):
         start = time.perf_counter()
-        context = Context(config, params, len(prompt), prompt.shape[1] + new, **weights)
+        context = Context(config, weights, len(prompt), prompt.shape[1] + new)
         context.add(prompt)
         steps = list(sampling.generate(context, new, sampling.Sampling(temperature=0), [None] * len(prompt)))
         return time.perf_counter() - start, np.array([[token.id for token in step] for step in steps]).T

@@ -7,7 +7,7 @@ import numpy as np
 
 from bench import common
 from gpt2.config import GPT2Config
-from gpt2.machine import set_threads
+from gpt2.machine import BF16, set_threads
 from gpt2.model import GPT2
 from gpt2.optimizer import AdamW
 
@@ -18,6 +18,7 @@ def main():
     if not pathlib.Path(job["model"]).exists():
         GPT2(GPT2Config(**job["sizes"]), common.SEED).save(job["model"])
     model = GPT2.load(job["model"])
+    model.bf16 = job["precision"] == BF16
     optimizer = AdamW(model, weight_decay=common.WEIGHT_DECAY)
     tokens, targets = common.batch(job)
 

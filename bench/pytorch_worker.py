@@ -1,4 +1,4 @@
-"""Trains some steps with PyTorch: GPT-2 from plain nn modules, float32, eager or torch.compile."""
+"""Trains some steps with PyTorch: GPT-2 from plain nn modules, eager or torch.compile, float32 or autocast to bf16."""
 
 import numpy as np
 import torch
@@ -98,7 +98,8 @@ def main():
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        loss = model(tokens, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=job["precision"] == "bf16"):
+            loss = model(tokens, targets)
         loss.backward()
         optimizer.step()
         return loss.item()

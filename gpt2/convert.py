@@ -43,6 +43,7 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
     vocabulary = model_vocabulary(source, data_dir)
     if target.suffix == GGUF:
         words = _gguf_vocabulary(vocabulary, data_dir)
+        _, template = chat_template(vocabulary) or (None, None)
         gguf_file.check_writable(load_config(source), dtype, words)
     elif vocabulary.problem:
         print(f"no tokenizer: {vocabulary.problem}", flush=True)
@@ -57,7 +58,8 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
         save_vocabulary(vocabulary, vocabulary_path(target))
         kind, size = f"llm.c version {llmc.WRITTEN_VERSIONS[dtype]}", target.stat().st_size
     elif target.suffix == GGUF:
-        _, template = chat_template(vocabulary) or (None, None)
+        if untrained:
+            print("the weights are random; a GGUF file does not say so")
         gguf_file.save_gguf(target, config, params, dtype, words, template)
         kind, size = "GGUF", target.stat().st_size
     else:

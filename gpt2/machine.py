@@ -8,8 +8,9 @@ import resource
 import psutil
 
 from gpt2.errors import UserError
-from gpt2.kernels.engine import threads
+from gpt2.kernels.engine import target, threads
 
+FLOAT32, BF16, AUTO = PRECISIONS = ("float32", "bf16", "auto")
 # Which control groups a process is in, and where Linux shows them (version 1 has a hierarchy for each controller).
 MEMBERSHIP, GROUPS = pathlib.Path("/proc/self/cgroup"), pathlib.Path("/sys/fs/cgroup")
 
@@ -32,6 +33,19 @@ def set_threads(n):
         threads.set_threads(n)
     except RuntimeError as error:
         raise UserError(str(error)) from error
+
+
+def chosen_precision(asked):
+    """Returns FLOAT32 or BF16 for one of PRECISIONS. Raises UserError for BF16 where the CPU is not made for it."""
+    offered = target.has_bf16() or target.is_bf16_portable()
+    if asked == AUTO:
+        return BF16 if offered else FLOAT32
+    if asked == BF16 and not offered:
+        raise UserError(
+            "--precision bf16: this CPU has no AVX512_BF16; train in float32, or set "
+            f"{target.BF16_VARIABLE}=portable for the same numbers, slowly"
+        )
+    return asked
 
 
 def available_bytes():

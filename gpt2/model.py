@@ -99,7 +99,8 @@ class GPT2:
     view of them (see `layout.parameter_layout`); `acts`, the same for the activations that the last forward pass kept
     for a backward pass, empty before the first; `scratch`, for tensors that every pass overwrites. Gradients are
     allocated when first used: `has_gradients` is False for a model that only evaluates. `vocabulary` is the SHA-256 of
-    the vocabulary's tokens, as `save` writes it: see llmc.save_model.
+    the vocabulary's tokens, as `save` writes it: see llmc.save_model. `bf16` is whether matrix products round their
+    factors to bfloat16: False at first.
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
@@ -121,6 +122,7 @@ class GPT2:
         self._acts_flat = allocate(0, params_flat.dtype, "the activations")
         self._shape = None  # (B, T) that the activations are cut up for
         self._batch = None  # (tokens, targets, dropout) of the last forward pass that was completed
+        self._bf16 = False
         self._random = None  # the checksum of random parameters, None for trained ones
         self.vocabulary = None if config.V == GPT2_SIZE else llmc.UNKNOWN_VOCABULARY
 
@@ -147,6 +149,16 @@ class GPT2:
         if self._grads is None:
             self._grads = parameter_layout(self.config).views(self.grads_flat)
         return self._grads
+
+    @property
+    def bf16(self):
+        return self._bf16
+
+    @bf16.setter
+    def bf16(self, rounds):
+        if rounds and self.params_flat.dtype != np.float32:
+            raise ValueError(f"a model in {self.params_flat.dtype} has no bfloat16 products: float32 expected")
+        self._bf16 = bool(rounds)
 
     @property
     def has_gradients(self):
@@ -196,11 +208,14 @@ class GPT2:
                 tensor[: len(self.params[name])] = self.params[name]
         wte = layout.views(params_flat)["wte"]
         wte[self.config.V : V] = wte[: self.config.V].mean(axis=0, dtype=np.float64)
-        return self._from_parameters(config, params_flat, is_untrained, self.vocabulary)
+        model = self._from_parameters(config, params_flat, is_untrained, self.vocabulary)
+        model.bf16 = self.bf16
+        return model
 
     def __reduce__(self):
         # A copy's tensors must be views of its own arrays. It starts without gradients and activations.
-        return type(self)._from_parameters, (self.config, self.params_flat, self.is_untrained, self.vocabulary)
+        parameters = self.config, self.params_flat, self.is_untrained, self.vocabulary
+        return type(self)._from_parameters, parameters, {"_bf16": self._bf16}
 
     def save(self, path):
         """Writes the parameters in llm.c's format, version 3, with `vocabulary`, and `is_untrained` as a flag."""
@@ -258,7 +273,7 @@ class GPT2:
         B, T = self._shape
         out = np.empty((B * T, self.config.V), self.params_flat.dtype)
         for rows, logits in self._classifier_chunks(B * T):
-            matmul_nt(logits, self.acts["lnf"][rows], self.params["wte"])
+            matmul_nt(logits, self.acts["lnf"][rows], self.params["wte"], self.bf16)
             out[rows] = logits[:, : self.config.V]
         return out.reshape(B, T, self.config.V)
 
@@ -268,7 +283,7 @@ class GPT2:
         B, T = self._shape
         last = self.acts["lnf"].reshape(B, T, -1)[:, -1].copy()
         out = np.empty((B, self.config.Vp), self.params_flat.dtype)
-        matmul_nt(out, last, self.params["wte"])
+        matmul_nt(out, last, self.params["wte"], self.bf16)
         return out[:, : self.config.V]
 
     def _begin(self, tokens, targets):
@@ -322,17 +337,16 @@ class GPT2:
         residual, ln, atty = a["encoded"], s["ln"], s["atty"].reshape(N, C)
         for l in range(self.config.L):
             layernorm_forward(ln, a["ln1_mean"][l], a["ln1_rstd"][l], residual, p["ln1w"][l], p["ln1b"][l])
-            matmul_forward(a["qkv"][l].reshape(N, 3 * C), ln, p["qkvw"][l], p["qkvb"][l])
-            attention_forward(
-                s["atty"], a["lse"][l], a["qkv"][l], s["attention_scratch"], _mask(dropout, l, PROBABILITIES)
-            )
+            matmul_forward(a["qkv"][l].reshape(N, 3 * C), ln, p["qkvw"][l], p["qkvb"][l], self.bf16)
+            mask = _mask(dropout, l, PROBABILITIES)
+            attention_forward(s["atty"], a["lse"][l], a["qkv"][l], s["attention_scratch"], mask, self.bf16)
             residual2, residual3 = a["residual2"][l], a["residual3"][l]
             mask = _mask(dropout, l, ATTENTION_BRANCH)
-            _branch_forward(residual2, residual, atty, p["attprojw"][l], p["attprojb"][l], mask)
+            _branch_forward(residual2, residual, atty, p["attprojw"][l], p["attprojb"][l], mask, self.bf16)
             layernorm_forward(ln, a["ln2_mean"][l], a["ln2_rstd"][l], residual2, p["ln2w"][l], p["ln2b"][l])
-            matmul_gelu_forward(s["fch_gelu"], a["fch"][l], ln, p["fcw"][l], p["fcb"][l])
+            matmul_gelu_forward(s["fch_gelu"], a["fch"][l], ln, p["fcw"][l], p["fcb"][l], self.bf16)
             mask = _mask(dropout, l, MLP_BRANCH)
-            _branch_forward(residual3, residual2, s["fch_gelu"], p["fcprojw"][l], p["fcprojb"][l], mask)
+            _branch_forward(residual3, residual2, s["fch_gelu"], p["fcprojw"][l], p["fcprojb"][l], mask, self.bf16)
             residual = residual3
         layernorm_forward(a["lnf"], a["lnf_mean"], a["lnf_rstd"], residual, p["lnfw"], p["lnfb"])
 
@@ -357,12 +371,12 @@ class GPT2:
                 gather_rows(hidden, a["lnf"], rows)
             else:
                 rows, losses, hidden, dhidden = chunk, a["losses"][chunk], a["lnf"][chunk], s["dhidden"][chunk]
-            matmul_nt(logits, hidden, wte)
+            matmul_nt(logits, hidden, wte, self.bf16)
             classifier_forward(losses, lse, logits, targets[rows], V)
             if beta is not None:
                 classifier_backward(logits, lse, targets[rows], weight / N, V)
-                matmul_tn(self.grads["wte"], logits, hidden, beta)
-                matmul_nn(dhidden, logits, wte)
+                matmul_tn(self.grads["wte"], logits, hidden, beta, self.bf16)
+                matmul_nn(dhidden, logits, wte, self.bf16)
                 beta = 1.0
             if is_masked:
                 a["losses"][rows] = losses
@@ -405,11 +419,11 @@ class GPT2:
         p, g, a, s = self.params, self.grads, self.acts, self.scratch
         dresidual, dhidden, dfch, ln = s["dresidual"], s["dhidden"], s["dfch"], s["ln"]
         dbranch = self._branch_gradient(_mask(dropout, l, MLP_BRANCH))
-        matmul_gelu_backward(dfch, s["fch_gelu"], dbranch, a["fch"][l], p["fcprojw"][l])
-        matmul_parameters_backward(g["fcprojw"][l], g["fcprojb"][l], dbranch, s["fch_gelu"], beta)
+        matmul_gelu_backward(dfch, s["fch_gelu"], dbranch, a["fch"][l], p["fcprojw"][l], self.bf16)
+        matmul_parameters_backward(g["fcprojw"][l], g["fcprojb"][l], dbranch, s["fch_gelu"], beta, self.bf16)
         residual, mean, rstd = a["residual2"][l], a["ln2_mean"][l], a["ln2_rstd"][l]
         layernorm_forward(ln, mean, rstd, residual, p["ln2w"][l], p["ln2b"][l])
-        matmul_backward(dhidden, g["fcw"][l], g["fcb"][l], dfch, ln, p["fcw"][l], beta)
+        matmul_backward(dhidden, g["fcw"][l], g["fcb"][l], dfch, ln, p["fcw"][l], beta, self.bf16)
         layernorm_backward(dresidual, g["ln2w"][l], g["ln2b"][l], dhidden, residual, p["ln2w"][l], mean, rstd)
 
     def _attention_backward(self, l, dropout, beta):
@@ -417,15 +431,17 @@ class GPT2:
         p, g, a, s = self.params, self.grads, self.acts, self.scratch
         dresidual, dhidden, ln = s["dresidual"], s["dhidden"], s["ln"]
         dbranch = self._branch_gradient(_mask(dropout, l, ATTENTION_BRANCH))
-        matmul_nn(dhidden, dbranch, p["attprojw"][l])
+        matmul_nn(dhidden, dbranch, p["attprojw"][l], self.bf16)
         datty, mask = dhidden.reshape(s["atty"].shape), _mask(dropout, l, PROBABILITIES)
-        attention_backward(s["dqkv"], datty, a["qkv"][l], s["atty"], a["lse"][l], s["attention_scratch"], mask)
+        attention_backward(
+            s["dqkv"], datty, a["qkv"][l], s["atty"], a["lse"][l], s["attention_scratch"], mask, self.bf16
+        )
         atty, dqkv = s["atty"].reshape(dhidden.shape), s["dqkv"].reshape(len(dhidden), -1)
-        matmul_parameters_backward(g["attprojw"][l], g["attprojb"][l], dbranch, atty, beta)
+        matmul_parameters_backward(g["attprojw"][l], g["attprojb"][l], dbranch, atty, beta, self.bf16)
         residual = a["residual3"][l - 1] if l else a["encoded"]
         mean, rstd = a["ln1_mean"][l], a["ln1_rstd"][l]
         layernorm_forward(ln, mean, rstd, residual, p["ln1w"][l], p["ln1b"][l])
-        matmul_backward(dhidden, g["qkvw"][l], g["qkvb"][l], dqkv, ln, p["qkvw"][l], beta)
+        matmul_backward(dhidden, g["qkvw"][l], g["qkvb"][l], dqkv, ln, p["qkvw"][l], beta, self.bf16)
         layernorm_backward(dresidual, g["ln1w"][l], g["ln1b"][l], dhidden, residual, p["ln1w"][l], mean, rstd)
 
     def _branch_gradient(self, mask):
@@ -440,12 +456,12 @@ def _mask(dropout, l, place):
     return dropout.mask(l, place) if dropout else KEEP_ALL
 
 
-def _branch_forward(out, residual, inp, weight, bias, mask):
+def _branch_forward(out, residual, inp, weight, bias, mask, bf16):
     """out = residual + dropout(inp @ weight.T + bias)."""
     if mask is KEEP_ALL:
-        matmul_residual_forward(out, residual, inp, weight, bias)
+        matmul_residual_forward(out, residual, inp, weight, bias, bf16)
     else:
-        matmul_forward(out, inp, weight, bias)
+        matmul_forward(out, inp, weight, bias, bf16)
         dropout_residual_forward(out, residual, mask)
 
 

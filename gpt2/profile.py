@@ -6,7 +6,7 @@ from gpt2.arguments import add_threads
 from gpt2.config import PRESETS
 from gpt2.errors import UserError, run_command
 from gpt2.layout import parameter_layout
-from gpt2.machine import set_threads
+from gpt2.machine import BF16, FLOAT32, PRECISIONS, chosen_precision, set_threads
 from gpt2.memory import require
 from gpt2.model import activations_size
 from gpt2.training.profiler import PEAK_NUMBERS, profile
@@ -22,6 +22,7 @@ def main(arguments=None):
     parser.add_argument("--seq-len", "-t", type=int, default=64, metavar="T", help="tokens in a sequence")
     parser.add_argument("--size", choices=PRESETS, default="gpt2", help="the model's sizes; its weights are random")
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="steps to measure")
+    parser.add_argument("--precision", choices=PRECISIONS, default=FLOAT32, help="of the factors of matrix products")
     add_threads(parser)
     options = parser.parse_args(arguments)
     B, T, config = options.batch_size, options.seq_len, PRESETS[options.size]
@@ -32,7 +33,7 @@ def main(arguments=None):
         raise UserError(f"--seq-len {T}: the model's positions end at {config.maxT}")
     numbers = 4 * parameter_layout(config).size + activations_size(config, B, T) + PEAK_NUMBERS
     require(4 * numbers, f"--size {options.size} at -b {B} -t {T}")
-    profile(config, B, T, options.steps)
+    profile(config, B, T, options.steps, chosen_precision(options.precision) == BF16)
 
 
 if __name__ == "__main__":

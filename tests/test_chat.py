@@ -101,10 +101,12 @@ def test_ctrl_c_stops_an_answer_which_stays_as_it_is_shown():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["bf16", "int8"])
-def test_narrower_weights_answer_alike(form):
-    prepare_kernels(form)
-    result = run(*CHAT, "--weights", form, lines="Hi\n")
-    assert (result.returncode, result.stdout) == (0, "Hello.\n"), result.stderr
+def test_narrower_weights_answer_alike(form, monkeypatch, capsys):
+    used = []
+    monkeypatch.setattr("gpt2.chat.prepare_kernels", lambda form: used.append(form) or prepare_kernels(form))
+    main(["--model", "tuned.bin", "-p", "Hi", "--temperature", "0", "--weights", form])
+    assert capsys.readouterr().out == "Hello.\n"
+    assert used == [form]
 
 
 @pytest.mark.slow

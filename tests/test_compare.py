@@ -94,9 +94,29 @@ def test_table_marks_missed_targets(entry):
     assert "1.50 (1.00-2.00)" in line
     assert ">=1.30 " in line and ">=1.30 !" not in line
     assert "<=0.60, <5.5 GB" in line and "GB !" not in line
-    missed = entry | {"target_ratio": 1.6, "target_bytes": 2e9}
+    eager = entry["pytorch"]["eager"] | {"target_ratio": 1.6}
+    missed = entry | {"pytorch": {"eager": eager}, "target_bytes": 2e9}
     line = report.table({ROW.name: missed}).splitlines()[-1]
     assert ">=1.60 !" in line and "<2.0 GB !" in line
+
+
+def test_a_row_in_bf16_stands_beside_both_sides_in_float32(tmp_path):
+    options = compare.parse_arguments(["--precision", "bf16", "--modes", "eager", "--pytorch-python", "python"])
+    assert options.rows == ["124M-4x64-bf16", "124M-4x256-bf16", "124M-2x1024-bf16"]
+    row = compare.ROWS["124M-4x64-bf16"]
+    modes = compare.modes_of(row, options)
+    assert modes == ["eager", "ours-float32", "eager-float32"]
+    assert compare.modes_of(ROW, options) == ["eager"]
+    rounds = [made_up_round((500.0, 2e9), (1100.0, 2e9), 1.0, 1.0)]
+    for round_ in rounds:
+        round_ |= {"ours-float32": made_up_round((850.0, 2e9), (1.0, 1), 1.0, 1.0)["ours"]}
+        round_ |= {"eager-float32": round_["eager"]}
+    entry = compare.summarise(row, rounds, modes)
+    first, second, third = report.table({row.name: entry}).splitlines()[-3:]
+    assert "2.20 (2.20-2.20)" in first and ">=2.10 " in first and ">=2.10 !" not in first
+    assert "1.70 (1.70-1.70)" in second and ">=1.79 !" in second
+    assert third.startswith("124M-4x64-bf16 eager-float32") and ">=2" not in third
+    report.draw({row.name: entry}, tmp_path)
 
 
 def test_plots_are_written(entry, tmp_path):

@@ -1,11 +1,13 @@
-"""The arithmetic, tables and checks of bench/generate.py; nothing is timed here."""
+"""The arithmetic, tables and checks of bench/generate.py, and our worker on a tiny model."""
 
 import json
+import sys
 
 import pytest
 
-from bench import generate, report
+from bench import decoder_worker, generate, report
 from gpt2.errors import UserError, run_command
+from gpt2.inference.weights import form_of
 
 CASES = {name: case | {"new": min(case["new"], 100)} for name, case in generate.CASES.items()}
 
@@ -70,9 +72,28 @@ def test_what_is_missing_is_named_with_how_to_install_it(tmp_path, monkeypatch):
     assert "compare.py --setup" in error_of(["--pytorch-python", str(tmp_path / "python")])
 
 
-def test_other_tokens_are_refused():
-    tokens = {"text": [[1, 2]], "8 samples": [[3], [4]]}
+def test_other_first_tokens_are_refused():
+    count = generate.CHECKED_TOKENS
+    tokens = {"text": [[1] * count + [2]], "8 samples": [[3] * count, [4] * count]}
     generate.check_tokens(tokens, "transformers float32", tokens)
-    generate.check_tokens(tokens, "llama.cpp float32", {"text": [[1, 2]]})
-    with pytest.raises(UserError, match=r"^8 samples: tokens generated here differ from those of llama.cpp float32$"):
-        generate.check_tokens(tokens, "llama.cpp float32", {"8 samples": [[3], [5]]})
+    generate.check_tokens(tokens, "llama.cpp float32", {"text": [[1] * count + [5]]})
+    with pytest.raises(
+        UserError, match=rf"^8 samples: the first {count} tokens differ from those of llama.cpp float32$"
+    ):
+        generate.check_tokens(tokens, "llama.cpp float32", {"8 samples": [[3] * count, [4] * (count - 1) + [5]]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", generate.WORKERS["ours"][1])
+def test_our_worker_generates_from_every_form_of_weights(tmp_path, monkeypatch, capsys, weights):
+    job = {"model": str(tmp_path / "model.bin"), "folder": str(tmp_path / "model"), "gguf": {}, "threads": 1}
+    job |= {"sizes": {"maxT": 18, "V": 50, "L": 1, "NH": 1, "C": 32}, "weights": weights}
+    job["cases"] = {"text": {"B": 2, "prompt": 3, "new": 5, "times": 1}}
+    used, converted = [], decoder_worker.converted
+    monkeypatch.setattr(decoder_worker, "converted", lambda *args: used.append(converted(*args)) or used[-1])
+    monkeypatch.setattr(sys, "argv", ["decoder_worker", json.dumps(job)])
+    decoder_worker.main()
+    answer = json.loads(capsys.readouterr().out)
+    assert form_of(used[0]) == weights
+    assert answer["seconds"]["text"] > 0 and answer["sum_s"] > 0
+    assert [len(sample) for sample in answer["tokens"]["text"]] == [5, 5]

@@ -1,8 +1,10 @@
 import copy
+import inspect
 
 import numpy as np
 import pytest
 
+import gpt2.kernels.matmul
 import gpt2.model
 from gpt2 import machine, memory
 from gpt2.config import PRESETS, GPT2Config
@@ -59,6 +61,53 @@ def test_logits_loss_and_gradients_equal_the_reference(config, B, T, dtype, tole
         # A gradient that is nothing but cancelled terms, as dqkvw at T = 1 is in part, is held to the whole's size.
         difference = np.linalg.norm(model.grads[name] - expected)
         assert difference <= tolerance * max(np.linalg.norm(expected), 1e-3 * whole), f"d{name}"
+
+
+@pytest.mark.parametrize(
+    ("config", "B", "T"), [pytest.param(TINY, 2, 5, id="tiny"), pytest.param(WIDE, 3, 101, id="wide")]
+)
+def test_products_of_rounded_factors_are_near_the_reference(config, B, T):
+    model = make(config, 1)
+    tokens, targets = random_batch(config, B, T, np.random.default_rng(2))
+    loss, expected = reference.loss_and_gradients(model.params, config, tokens, targets)
+    exact, rounded = [], []
+    for model.bf16, found in ((False, exact), (True, rounded)):
+        found.append(model.overwrite_gradients(tokens, targets))
+        found += [model.grads[name].copy() for name in expected]
+        model.add_gradients(tokens, targets)
+        assert_close(model.grads_flat, 2 * np.concatenate([gradient.ravel() for gradient in found[1:]]), 1e-6)
+    assert rounded[0] != exact[0] and rounded[0] == pytest.approx(loss, rel=0.01)
+    for name, one, other in zip(expected, exact[1:], rounded[1:], strict=True):
+        assert not np.array_equal(one, other), name
+    whole = np.concatenate([gradient.ravel() for gradient in expected.values()])
+    assert_close(np.concatenate([gradient.ravel() for gradient in rounded[1:]]), whole, 0.03)
+
+
+@pytest.mark.parametrize("dropout", [None, Dropout(0.1, 1, 2, 3)])
+def test_every_product_rounds_its_factors(monkeypatch, dropout):
+    told = []
+
+    def watched(function):
+        return lambda *arguments: told.append(arguments[-1]) or function(*arguments)
+
+    for module in (gpt2.model, gpt2.kernels.matmul):
+        for name, function in vars(module).items():
+            if name.startswith(("matmul_", "attention_")) and "bf16" in inspect.signature(function).parameters:
+                monkeypatch.setattr(module, name, watched(function))
+    model, (tokens, targets) = make(TINY, 1), random_batch(TINY, 2, 5, np.random.default_rng(2))
+    model.bf16 = True
+    model.overwrite_gradients(tokens, targets, dropout)
+    model.logits(tokens)
+    model.last_logits(tokens)
+    assert len(told) > 20 * TINY.L and all(told)
+
+
+def test_bfloat16_is_for_models_in_float32():
+    with pytest.raises(ValueError, match="a model in float64 has no bfloat16 products"):
+        GPT2(TINY, dtype=np.float64).bf16 = True
+    model = GPT2(TINY)
+    model.bf16 = True
+    assert copy.deepcopy(model).bf16 and model.grown(TINY.V + 1).bf16
 
 
 def masked_batch(config, B, T, rng, share=0.7):

@@ -72,7 +72,7 @@ def test_the_totals_add_up_to_the_step(records):
 def test_the_kernels_that_measure_the_machine_do_compute():
     a, b = np.random.default_rng(2).standard_normal((2, 3, 20, 20))
     c = np.empty_like(a)
-    products_in_cache(c, a, b, 2)
+    products_in_cache(c, a, b, 2, False)
     assert_close(c, a @ b, 1e-14)
     out = np.ones(40_000)
     add_scaled(out, np.arange(40_000.0))

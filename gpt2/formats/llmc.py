@@ -54,9 +54,9 @@ def map_model(path, bfloat16=False):
 
     bfloat16: also map a version 5 file; its params are uint16, the upper halves of float32s. Other versions are read as
     by `load_model`. Returns (GPT2Config, params) as that does, but a mapped file's parameters are not checked, and the
-    padding rows of wte are those in the file. The mapping is copy-on-write:
-    changes to params never reach the file. The file may be renamed, replaced by a rename or deleted while it is mapped,
-    but not truncated: the process would be killed (SIGBUS).
+    padding rows of wte are those in the file. The mapping is copy-on-write: changes to params never reach the file. The
+    file may be renamed, replaced by a rename or deleted while it is mapped, but not truncated: the process would be
+    killed (SIGBUS).
     """
     with open_to_read(path) as file:
         config, version = read_sizes(file, path)

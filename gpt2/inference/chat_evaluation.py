@@ -13,8 +13,8 @@ from gpt2.inference.context import Batch
 from gpt2.inference.evaluation import standard_error, token_losses
 from gpt2.inference.sampling import Continuation, Sampling, generate_each
 from gpt2.inference.textstream import TextStream, WholeText
-from gpt2.kernels.decode import SMALL_BATCH
 from gpt2.kernels.matmul import matmul_nt
+from gpt2.kernels.small_batch import SMALL_BATCH
 
 BATCH_TOKENS = 2048  # of conversations in a batch, padding included
 ROWS = 256  # of logits at a time
@@ -107,7 +107,7 @@ def _most_probable(model, counted):
     for start in range(0, len(states), ROWS):
         part = states[start : start + ROWS]
         logits = out[: len(part)]
-        matmul_nt(logits, part, model.params["wte"])
+        matmul_nt(logits, part, model.params["wte"], model.bf16)
         found[start : start + ROWS] = logits[:, : config.V].argmax(axis=1)
     return found
 

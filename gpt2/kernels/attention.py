@@ -13,7 +13,7 @@ from gpt2.kernels.engine.fastmath import exp, maximum
 from gpt2.kernels.engine.gemm import calls_gemm, gemm
 from gpt2.kernels.engine.jit import inline, kernel
 
-_QUERIES = 64
+_QUERIES = 32
 
 
 def attention_scratch_shape(B, T, NH):
@@ -22,9 +22,9 @@ def attention_scratch_shape(B, T, NH):
 
 
 @inline
-def _scores(panel, queries, keys):
+def _scores(panel, queries, keys, bf16):
     """panel[i,j] = queries[i] . keys[j] / sqrt(HS): panel (rows,stop), queries (rows,HS), keys (stop,HS)."""
-    gemm(panel, queries, keys, False, True, 1.0 / np.sqrt(queries.shape[1]), 0.0)
+    gemm(panel, queries, keys, False, True, 1.0 / np.sqrt(queries.shape[1]), 0.0, bf16)
 
 
 @inline
@@ -37,7 +37,7 @@ def _mask(row, first, past):
 
 @calls_gemm
 @kernel
-def attention_forward(atty, lse, qkv, scratch, dropout):
+def attention_forward(atty, lse, qkv, scratch, dropout, bf16):
     """atty = dropout(softmax(q k^T / sqrt(HS))) v with a causal mask, head by head.
 
     atty (B,T,C). lse (B,NH,T): log-sum-exp of each row of scores, kept for the backward pass. qkv (B,T,3C): queries,
@@ -56,7 +56,7 @@ def attention_forward(atty, lse, qkv, scratch, dropout):
         for first in range(0, T, _QUERIES):
             stop = min(T, first + _QUERIES)
             panel = scratch[task, 0, : stop - first, :stop]
-            _scores(panel, q[first:stop], k[:stop])
+            _scores(panel, q[first:stop], k[:stop], bf16)
             for i in range(stop - first):
                 row = scratch[task, 0, i, :stop]
                 _mask(row, first, first + i + 1)
@@ -71,12 +71,12 @@ def attention_forward(atty, lse, qkv, scratch, dropout):
                     row[j] *= scale
                 if dropped:
                     drop(row, task * T + first + i, dropout)
-            gemm(out[first:stop], panel, v[:stop], False, False, 1.0, 0.0)
+            gemm(out[first:stop], panel, v[:stop], False, False, 1.0, 0.0, bf16)
 
 
 @calls_gemm
 @kernel
-def attention_backward(dqkv, datty, qkv, atty, lse, scratch, dropout):
+def attention_backward(dqkv, datty, qkv, atty, lse, scratch, dropout, bf16):
     """Gradient of attention_forward's qkv; also recomputes its output, atty.
 
     dqkv (B,T,3C) =. datty (B,T,C). qkv (B,T,3C), lse (B,NH,T), dropout: as in the forward pass. atty (B,T,C) =.
@@ -101,7 +101,7 @@ def attention_backward(dqkv, datty, qkv, atty, lse, scratch, dropout):
             stop = min(T, first + _QUERIES)
             p = scratch[task, 0, : stop - first, :stop]
             ds = scratch[task, 1, : stop - first, :stop]
-            _scores(p, q[first:stop], k[:stop])
+            _scores(p, q[first:stop], k[:stop], bf16)
             for i in range(stop - first):
                 row, row_lse = scratch[task, 0, i, :stop], lse[b, h, first + i]
                 _mask(row, first, first + i + 1)
@@ -113,9 +113,9 @@ def attention_backward(dqkv, datty, qkv, atty, lse, scratch, dropout):
                         kept[j] = row[j]
                     drop(kept, task * T + first + i, dropout)
             weights = ds if dropped else p  # before ds is computed, its panel holds dropout(P)
-            gemm(out[first:stop], weights, v[:stop], False, False, 1.0, 0.0)
-            _add_transposed(dv, weights, dout[first:stop], first, 1.0)
-            gemm(ds, dout[first:stop], v[:stop], False, True, 1.0, 0.0)
+            gemm(out[first:stop], weights, v[:stop], False, False, 1.0, 0.0, bf16)
+            _add_transposed(dv, weights, dout[first:stop], first, 1.0, bf16)
+            gemm(ds, dout[first:stop], v[:stop], False, True, 1.0, 0.0, bf16)
             for i in range(stop - first):
                 p_row, ds_row = scratch[task, 0, i, :stop], scratch[task, 1, i, :stop]
                 if dropped:
@@ -125,15 +125,15 @@ def attention_backward(dqkv, datty, qkv, atty, lse, scratch, dropout):
                     d += p_row[j] * ds_row[j]
                 for j in range(stop):
                     ds_row[j] = p_row[j] * (ds_row[j] - d)
-            gemm(dq[first:stop], ds, k[:stop], False, False, scale, 0.0)
-            _add_transposed(dk, ds, q[first:stop], first, scale)
+            gemm(dq[first:stop], ds, k[:stop], False, False, scale, 0.0, bf16)
+            _add_transposed(dk, ds, q[first:stop], first, scale, bf16)
 
 
 @inline
-def _add_transposed(out, panel, rows, first, scale):
+def _add_transposed(out, panel, rows, first, scale, bf16):
     """out[:stop] += scale panel^T rows, but rows from `first` on, not written before, are overwritten.
 
     out (T,HS). panel (n,stop). rows (n,HS).
     """
-    gemm(out[:first], panel[:, :first], rows, True, False, scale, 1.0)
-    gemm(out[first : panel.shape[1]], panel[:, first:], rows, True, False, scale, 0.0)
+    gemm(out[:first], panel[:, :first], rows, True, False, scale, 1.0, bf16)
+    gemm(out[first : panel.shape[1]], panel[:, first:], rows, True, False, scale, 0.0, bf16)

@@ -118,7 +118,7 @@ def _linear(out, inp, weight, bias, wide):
     if inp.shape[0] <= SMALL_BATCH:
         small_batch_forward(out, inp, weight, bias)
     else:
-        matmul_forward(out, inp, _widened(weight, wide, inp), bias)
+        matmul_forward(out, inp, _widened(weight, wide, inp), bias, False)
 
 
 @inline
@@ -126,7 +126,7 @@ def _linear_residual(out, residual, inp, weight, bias, wide):
     if inp.shape[0] <= SMALL_BATCH:
         small_batch_residual_forward(out, residual, inp, weight, bias)
     else:
-        matmul_residual_forward(out, residual, inp, _widened(weight, wide, inp), bias)
+        matmul_residual_forward(out, residual, inp, _widened(weight, wide, inp), bias, False)
 
 
 @inline
@@ -134,7 +134,7 @@ def _linear_gelu(out, pre, inp, weight, bias, wide):
     if inp.shape[0] <= SMALL_BATCH:
         small_batch_gelu_forward(out, pre, inp, weight, bias)
     else:
-        matmul_gelu_forward(out, pre, inp, _widened(weight, wide, inp), bias)
+        matmul_gelu_forward(out, pre, inp, _widened(weight, wide, inp), bias, False)
 
 
 def _widened(weight, wide, inp):
@@ -161,7 +161,7 @@ def _compiled_widened(weight, wide, inp):
 def _many_logits(logits, norm, wte, wide):
     """matmul_nt with wte in any form."""
     if wte.dtype == norm.dtype:
-        matmul_nt(logits, norm, wte)
+        matmul_nt(logits, norm, wte, False)
     else:
         _narrow_nt(logits, norm, wte, wide)
 
@@ -169,7 +169,7 @@ def _many_logits(logits, norm, wte, wide):
 @overload(_many_logits)
 def _compiled_many_logits(logits, norm, wte, wide):
     if wte.dtype == norm.dtype:
-        return lambda logits, norm, wte, wide: matmul_nt(logits, norm, wte)
+        return lambda logits, norm, wte, wide: matmul_nt(logits, norm, wte, False)
     return lambda logits, norm, wte, wide: _narrow_nt(logits, norm, wte, wide)
 
 
@@ -187,7 +187,7 @@ def _narrow_nt(out, inp, weight, wide):
             part = wide[task * size : task * size + rows.shape[0] * C].reshape((rows.shape[0], C))
             for o in range(rows.shape[0]):
                 widen_row(part[o], rows[o])
-            gemm(out[:, first : first + rows.shape[0]], inp, part, False, True, 1.0, 0.0)
+            gemm(out[:, first : first + rows.shape[0]], inp, part, False, True, 1.0, 0.0, False)
 
 
 @kernel
@@ -221,10 +221,10 @@ def cached_attention_forward(atty, keys, values, qkv, scores, rows, positions):
                 last = min(n, first + scores.shape[1])
                 stop = position + last
                 panel = scores[task, : last - first, :stop]
-                gemm(panel, q[first:last], k[:stop], False, True, 1.0, 0.0)
+                gemm(panel, q[first:last], k[:stop], False, True, 1.0, 0.0, False)
                 for t in range(first, last):
                     _softmax(scores[task, t - first, :stop], position + t + 1, HS)
-                gemm(out[first:last], panel, v[:stop], False, False, 1.0, 0.0)
+                gemm(out[first:last], panel, v[:stop], False, False, 1.0, 0.0, False)
 
 
 @inline

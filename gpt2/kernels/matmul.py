@@ -1,6 +1,7 @@
 """Linear layers: matrix products cut into tasks, with bias, residual and GELU fused into a task while it is in cache.
 
-Tasks are as large as the caches allow, to amortise packing, and smaller where that balances the threads.
+Tasks are as large as the caches allow, to amortise packing, and smaller where that balances the threads. `bf16`: the
+factors of products are rounded to bfloat16, sums stay float32.
 """
 
 from numba import prange
@@ -11,8 +12,8 @@ from gpt2.kernels.engine.threads import threads_in_use
 from gpt2.kernels.gelu import gelu_backward, gelu_forward
 
 # Largest task, for products over the layer's width, and for weight gradients: products over the batch that pack both
-# operands.
-_ROWS, _COLUMNS = 256, 192
+# operands. bfloat16 products pack both in any case: wider tasks pack the first less often.
+_ROWS, _COLUMNS, _BF16_COLUMNS = 256, 192, 768
 _WEIGHT_ROWS, _WEIGHT_COLUMNS = 384, 768
 # Estimated packing cost per task, in extra rows and columns.
 _COPY = 16
@@ -43,6 +44,11 @@ def _cut(rows, columns, most_rows, most_columns):
 
 
 @inline
+def _most_columns(bf16):
+    return _BF16_COLUMNS if bf16 else _COLUMNS
+
+
+@inline
 def _part(size, parts, multiple):
     """Returns size / parts, rounded up to a multiple of `multiple`."""
     return (size + multiple * parts - 1) // (multiple * parts) * multiple
@@ -50,12 +56,12 @@ def _part(size, parts, multiple):
 
 @calls_gemm
 @kernel
-def matmul_forward(out, inp, weight, bias):
+def matmul_forward(out, inp, weight, bias, bf16):
     """out = inp @ weight.T + bias.
 
     out (N,OC). inp (N,C). weight (OC,C). bias (OC,).
     """
-    tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*out.shape, _ROWS, _most_columns(bf16))
     for task in prange(tasks):
         row, column = task // across * height, task % across * width
         part = out[row : row + height, column : column + width]
@@ -63,18 +69,18 @@ def matmul_forward(out, inp, weight, bias):
             out_row, bias_part = out[n, column : column + width], bias[column : column + width]
             for c in range(out_row.size):
                 out_row[c] = bias_part[c]
-        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0)
+        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0, bf16)
 
 
 @calls_gemm
 @kernel
-def matmul_residual_forward(out, residual, inp, weight, bias):
+def matmul_residual_forward(out, residual, inp, weight, bias, bf16):
     """out = residual + inp @ weight.T + bias.
 
     out, residual (N,OC). inp (N,C). weight (OC,C). bias (OC,). The backward pass is matmul_backward; residual's
     gradient is that of out.
     """
-    tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*out.shape, _ROWS, _most_columns(bf16))
     for task in prange(tasks):
         row, column = task // across * height, task % across * width
         part = out[row : row + height, column : column + width]
@@ -83,17 +89,17 @@ def matmul_residual_forward(out, residual, inp, weight, bias):
             bias_part = bias[column : column + width]
             for c in range(out_row.size):
                 out_row[c] = residual_row[c] + bias_part[c]
-        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0)
+        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0, bf16)
 
 
 @calls_gemm
 @kernel
-def matmul_gelu_forward(out, pre, inp, weight, bias):
+def matmul_gelu_forward(out, pre, inp, weight, bias, bf16):
     """pre = inp @ weight.T + bias, out = GELU(pre).
 
     out, pre (N,OC). inp (N,C). weight (OC,C). bias (OC,).
     """
-    tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*out.shape, _ROWS, _most_columns(bf16))
     for task in prange(tasks):
         row, column = task // across * height, task % across * width
         part = pre[row : row + height, column : column + width]
@@ -101,56 +107,56 @@ def matmul_gelu_forward(out, pre, inp, weight, bias):
             pre_row, bias_part = pre[n, column : column + width], bias[column : column + width]
             for c in range(pre_row.size):
                 pre_row[c] = bias_part[c]
-        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0)
+        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 1.0, bf16)
         for n in range(row, row + part.shape[0]):
             gelu_forward(out[n, column : column + width], pre[n, column : column + width])
 
 
 @calls_gemm
 @kernel
-def matmul_nt(out, inp, weight):
+def matmul_nt(out, inp, weight, bf16):
     """out = inp @ weight.T: out (N,OC), inp (N,C), weight (OC,C)."""
-    tasks, across, height, width = _cut(*out.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*out.shape, _ROWS, _most_columns(bf16))
     for task in prange(tasks):
         row, column = task // across * height, task % across * width
         part = out[row : row + height, column : column + width]
-        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 0.0)
+        gemm(part, inp[row : row + height], weight[column : column + width], False, True, 1.0, 0.0, bf16)
 
 
-def matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta=1.0):
+def matmul_backward(dinp, dweight, dbias, dout, inp, weight, beta, bf16):
     """Gradients of matmul_forward's inp, weight and bias.
 
     dinp (N,C) =. dweight (OC,C) = beta * dweight + gradient; not read if beta = 0. dbias (OC,) +=. dout (N,OC).
     inp (N,C). weight (OC,C).
     """
-    matmul_nn(dinp, dout, weight)
-    matmul_parameters_backward(dweight, dbias, dout, inp, beta)
+    matmul_nn(dinp, dout, weight, bf16)
+    matmul_parameters_backward(dweight, dbias, dout, inp, beta, bf16)
 
 
 @calls_gemm
 @kernel
-def matmul_nn(dinp, dout, weight):
+def matmul_nn(dinp, dout, weight, bf16):
     """dinp = dout @ weight: dinp (N,C) =, dout (N,OC), weight (OC,C)."""
-    tasks, across, height, width = _cut(*dinp.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*dinp.shape, _ROWS, _most_columns(bf16))
     for task in prange(tasks):
         row, column = task // across * height, task % across * width
         part = dinp[row : row + height, column : column + width]
-        gemm(part, dout[row : row + height], weight[:, column : column + width], False, False, 1.0, 0.0)
+        gemm(part, dout[row : row + height], weight[:, column : column + width], False, False, 1.0, 0.0, bf16)
 
 
 @calls_gemm
 @kernel
-def matmul_gelu_backward(dpre, act, dout, pre, weight):
+def matmul_gelu_backward(dpre, act, dout, pre, weight, bf16):
     """Backward through a linear layer and the GELU before it: dpre = (dout @ weight) * GELU'(pre).
 
     dpre (N,C) =. act (N,C) = GELU(pre), the layer's input, recomputed for its weight gradient. dout (N,OC). pre (N,C).
     weight (OC,C).
     """
-    tasks, across, height, width = _cut(*dpre.shape, _ROWS, _COLUMNS)
+    tasks, across, height, width = _cut(*dpre.shape, _ROWS, _most_columns(bf16))
     for task in prange(tasks):
         row, column = task // across * height, task % across * width
         part = dpre[row : row + height, column : column + width]
-        gemm(part, dout[row : row + height], weight[:, column : column + width], False, False, 1.0, 0.0)
+        gemm(part, dout[row : row + height], weight[:, column : column + width], False, False, 1.0, 0.0, bf16)
         for n in range(row, row + part.shape[0]):
             stop = column + width
             gelu_backward(dpre[n, column:stop], act[n, column:stop], pre[n, column:stop])
@@ -158,7 +164,7 @@ def matmul_gelu_backward(dpre, act, dout, pre, weight):
 
 @calls_gemm
 @kernel
-def matmul_parameters_backward(dweight, dbias, dout, inp, beta):
+def matmul_parameters_backward(dweight, dbias, dout, inp, beta, bf16):
     """matmul_tn, and dbias += dout summed over rows.
 
     dweight (OC,C) = beta * dweight + dout.T @ inp; not read if beta = 0. dbias (OC,) +=. dout (N,OC). inp (N,C).
@@ -167,21 +173,31 @@ def matmul_parameters_backward(dweight, dbias, dout, inp, beta):
     for task in prange(tasks):
         row, column = task // across * height, task % across * width
         part = dweight[row : row + height, column : column + width]
-        gemm(part, dout[:, row : row + height], inp[:, column : column + width], True, False, 1.0, beta)
+        gemm(part, dout[:, row : row + height], inp[:, column : column + width], True, False, 1.0, beta, bf16)
         if column == 0:
-            total = dbias[row : row + height]
-            for n in range(dout.shape[0]):
-                dout_part = dout[n, row : row + height]
-                for c in range(total.size):
-                    total[c] += dout_part[c]
+            _add_rows(dbias[row : row + height], dout[:, row : row + height])
+
+
+@inline
+def _add_rows(total, rows):
+    """total (n,) += the sum of rows (N,n), four at a time."""
+    N = rows.shape[0]
+    for n in range(0, N // 4 * 4, 4):
+        row0, row1, row2, row3 = rows[n], rows[n + 1], rows[n + 2], rows[n + 3]
+        for c in range(total.size):
+            total[c] += (row0[c] + row1[c]) + (row2[c] + row3[c])
+    for n in range(N // 4 * 4, N):
+        row = rows[n]
+        for c in range(total.size):
+            total[c] += row[c]
 
 
 @calls_gemm
 @kernel
-def matmul_tn(dweight, dout, inp, beta):
+def matmul_tn(dweight, dout, inp, beta, bf16):
     """dweight = dout.T @ inp + beta * dweight: dweight (OC,C), not read if beta = 0, dout (N,OC), inp (N,C)."""
     tasks, across, height, width = _cut(*dweight.shape, _WEIGHT_ROWS, _WEIGHT_COLUMNS)
     for task in prange(tasks):
         row, column = task // across * height, task % across * width
         part = dweight[row : row + height, column : column + width]
-        gemm(part, dout[:, row : row + height], inp[:, column : column + width], True, False, 1.0, beta)
+        gemm(part, dout[:, row : row + height], inp[:, column : column + width], True, False, 1.0, beta, bf16)

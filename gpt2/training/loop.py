@@ -94,6 +94,8 @@ def _take_steps(run, on_step):
     result = TrainResult(state, {}, {})
     report.describe(options, state, run.val_loader)
     _prepare_kernels()
+    if not run.found:  # a resumed run keeps its precision
+        report.offer_bf16(state.model, options.batch_size * state.resolved.seq_len)
     run.save_vocabulary()
     run.open_metrics()
     run.open_best()

@@ -12,7 +12,7 @@ from gpt2.config import PRESETS
 from gpt2.data.conversation_loader import ASSISTANT, LOSS_ON
 from gpt2.data.dataloader import LLMC
 from gpt2.errors import UserError, safe_repr
-from gpt2.machine import available_threads
+from gpt2.machine import AUTO, PRECISIONS, available_threads
 from gpt2.optimizer import SCHEDULES
 
 # How a resumed run may change an option: not at all, as it would be another run; freely; to other files of the same
@@ -57,6 +57,7 @@ SWITCH = Kind(bool, lambda value: isinstance(value, bool), "True or False")
 ORDER = Kind(str, lambda value: isinstance(value, bool) or value == LLMC, f"no value (True), or {LLMC}")
 LOSS = Kind(str, lambda value: value in LOSS_ON, f"one of {', '.join(LOSS_ON)}")
 SCHEDULE = Kind(str, lambda value: isinstance(value, str) and value in SCHEDULES, "one of ")  # and those there are
+PRECISION = Kind(str, lambda value: value in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
 SIZE = Kind(str, lambda value: isinstance(value, str) and value in PRESETS, f"one of {', '.join(PRESETS)}")
 PATHS = Kind(
     str,
@@ -194,6 +195,14 @@ class TrainOptions:
         "of conversations, learn what the assistant says and where its turns end, or everything",
         "|".join(LOSS_ON),
     )
+    precision: str = _option(
+        _BATCH,
+        "float32",
+        PRECISION,
+        "of the factors of matrix products; sums, parameters and all else are float32. bf16 (bfloat16) is faster where "
+        f"the CPU has AVX512_BF16; {AUTO} is bf16 there, float32 elsewhere",
+        "|".join(PRECISIONS),
+    )
     overfit_single_batch: bool = _option(_BATCH, False, SWITCH, "train on the first batch only, to see it memorised")
 
     learning_rate: float | None = _option(
@@ -316,7 +325,7 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """The choices a run made where its options leave one: token files, those of FINE_TUNING, two lengths."""
+    """The choices a run made where its options leave one: token files, those of FINE_TUNING, lengths, the precision."""
 
     train_data: tuple[str, ...]
     val_data: tuple[str, ...] | None  # None: the run never validated
@@ -326,14 +335,15 @@ class Resolved:
     grad_clip: float
     seq_len: int
     max_steps: int
+    precision: str
 
     @classmethod
     def from_saved(cls, progress):
         """Returns that of a checkpoint's run. Raises KeyError, TypeError or UserError if there is none.
 
-        Earlier forms of checkpoints had some of it, or all, among the options.
+        Older checkpoints have some of it, or all, among the options, and no precision: theirs is float32.
         """
-        source = progress["options"] | progress.get("resolved", {})
+        source = dataclasses.asdict(TrainOptions.from_saved(progress["options"])) | progress.get("resolved", {})
         values = {field.name: source[field.name] for field in dataclasses.fields(cls)}
         checked = TrainOptions(**values)
         resolved = cls(**{name: getattr(checked, name) for name in values})

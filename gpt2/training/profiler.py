@@ -122,12 +122,15 @@ def _work(name, arrays, activations):
     return 0, sum(min(array.nbytes, most) for array in arrays)
 
 
-def peaks():
-    """Measures the peak: (floating-point operations per second, bytes per second), on the threads in use."""
+def peaks(bf16):
+    """Measures the peaks: (floating-point operations per second, bytes per second), on the threads in use.
+
+    bf16: of products whose factors are rounded to bfloat16.
+    """
     rng = np.random.default_rng(0)
     a, b, c = rng.standard_normal((3, 2 * available_threads(), 192, 192), dtype=np.float32)
     out, inp = np.ones((2, PEAK_NUMBERS // 2), np.float32)
-    flops = [2 * 192 * a.size * 20 / _seconds(products_in_cache, c, a, b, 20) for _ in range(20)]
+    flops = [2 * 192 * a.size * 20 / _seconds(products_in_cache, c, a, b, 20, bf16) for _ in range(20)]
     rates = [3 * out.nbytes / _seconds(add_scaled, out, inp) for _ in range(6)]
     return max(flops), max(rates)
 
@@ -138,11 +141,12 @@ def _seconds(function, *arguments):
     return time.perf_counter() - start
 
 
-def profile(config, B, T, steps, print_line=print):
+def profile(config, B, T, steps, bf16=False, print_line=print):
     """Trains a random model for some steps and prints the table: `print_table`."""
     rng = np.random.default_rng(0)
     tokens, targets = rng.integers(0, config.V, (2, B, T), dtype=np.int32)
     model = GPT2(config)
+    model.bf16 = bf16
     optimizer = AdamW(model)
 
     def step():
@@ -151,13 +155,12 @@ def profile(config, B, T, steps, print_line=print):
 
     for _ in range(2):
         step()
-    peak_flops, peak_bytes = peaks()
+    peak_flops, peak_bytes = peaks(bf16)
     with Profiler(model) as profiler:
         seconds = [_seconds(step) for _ in range(steps)]
     print_line(f"B {B} | T {T} | {config.num_parameters:,} parameters | mean of {steps} steps, after 2 to warm up")
-    print_line(
-        f"at best, measured now: {peak_flops / 1e9:.0f} GFLOP/s in cache, {peak_bytes / 1e9:.1f} GB/s from memory"
-    )
+    products = f"{peak_flops / 1e9:.0f} GFLOP/s{' of bfloat16' if bf16 else ''} in cache"
+    print_line(f"at best, measured now: {products}, {peak_bytes / 1e9:.1f} GB/s from memory")
     print_table(profiler.records, statistics.fmean(seconds), steps, peak_flops, peak_bytes, print_line)
 
 

@@ -6,6 +6,7 @@ import platform
 
 from gpt2.errors import UserError, safe_repr
 from gpt2.kernels.engine.jit import code_identity
+from gpt2.machine import chosen_precision
 from gpt2.optimizer import SCHEDULES
 from gpt2.training.options import FIXED, SIZES, Resolved, TrainOptions, flag, on_resume
 
@@ -52,6 +53,8 @@ def resumed_options(found, changes, anyway):
     in_force = dataclasses.asdict(before) | dataclasses.asdict(resolved)
     fixed = sorted(name for name in changes if on_resume(name) == FIXED)
     given = {name: getattr(now, name) for name in changes}
+    if "precision" in given:
+        given["precision"] = chosen_precision(given["precision"])
     differences = [
         f"{flag(name)} was {in_force[name]}, not {given[name]}" for name in fixed if given[name] != in_force[name]
     ]

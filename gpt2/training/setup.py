@@ -15,6 +15,7 @@ from gpt2.formats import pretrained
 from gpt2.formats.conversation_file import are_conversations
 from gpt2.formats.files import data_dir
 from gpt2.formats.run import best_steps, steps
+from gpt2.machine import BF16, chosen_precision
 from gpt2.model import GPT2
 from gpt2.training import resume
 from gpt2.training.best import BEST_AT_ONCE
@@ -29,6 +30,7 @@ def start_run(options, folder, make_optimizer):
     """Returns the Run that TrainOptions ask for, in a locked folder. Raises UserError."""
     train_data = options.train_data or default_data("train")
     refuse_texts(expand(train_data))
+    precision = chosen_precision(options.precision)
     val_data = options.val_data or (_default_val_data(options.train_data) if options.val_every else None)
     config, vocabulary = _initial_config(options, train_data)
     paths = _token_files(options, train_data, val_data)
@@ -44,7 +46,8 @@ def start_run(options, folder, make_optimizer):
     max_steps = _length(options, loaders[0], options.max_steps, epochs)
     _require_disk(options, config, folder, max_steps)
     given = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
-    resolved = Resolved(train_data, val_data, **choices | given, seq_len=seq_len, max_steps=max_steps)
+    lengths = {"seq_len": seq_len, "max_steps": max_steps}
+    resolved = Resolved(train_data, val_data, **choices | given | lengths, precision=precision)
     run = _make_run(options, folder, (model, vocabulary, shown), loaders, resolved, make_optimizer)
     run.require_savable()
     return run
@@ -56,6 +59,7 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
     options, resolved: from resume.resumed_options. anyway: accept other data. Raises UserError.
     """
     in_place = folder.samefile(found.folder)
+    precision = chosen_precision(resolved.precision)  # the run may have had another CPU
     val_data = resolved.val_data or (_default_val_data(resolved.train_data) if options.val_every else None)
     config = pretrained.load_config(found.model)
     paths = _token_files(options, resolved.train_data, val_data)
@@ -66,7 +70,7 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
     loaders = _open_data(options, config, resolved.seq_len, (resolved.train_data, val_data), talks)
     max_steps = _length(options, loaders[0], resolved.max_steps)
     _require_disk(options, config, folder, max_steps - found.step, in_place)
-    resolved = dataclasses.replace(resolved, val_data=val_data, max_steps=max_steps)
+    resolved = dataclasses.replace(resolved, val_data=val_data, max_steps=max_steps, precision=precision)
     resume.say_if_length_changed(found, resolved)
     models = GPT2.load(found.model), vocabulary, shown
     run = _make_run(options, folder, models, loaders, resolved, make_optimizer)
@@ -136,7 +140,7 @@ def _agreed(vocabulary, config, paths):
 def _make_run(options, folder, model_parts, loaders, resolved, make_optimizer):
     """model_parts: the model, its vocabulary, and the one to show samples with."""
     model, vocabulary, shown = model_parts
-    model.vocabulary = vocabulary.sha256
+    model.vocabulary, model.bf16 = vocabulary.sha256, resolved.precision == BF16
     train_loader, val_loader = loaders
     optimizer = make_optimizer(model, options.beta1, options.beta2, options.eps, options.weight_decay)
     run = Run(options, folder, TrainState(model, optimizer, train_loader, resolved), val_loader, vocabulary)

@@ -219,6 +219,22 @@ def test_a_parameter_too_large_is_refused_by_its_tensor_s_name(folder, words, dt
     convert.convert("ours.bin", "new.gguf")
 
 
+def test_random_weights_are_mentioned(folder, words, capsys):
+    model = make(words)
+    convert.convert("ours.bin", "new.gguf")
+    assert "random" not in capsys.readouterr().out
+    save_model("ours.bin", model.config, model.params_flat, untrained=True, vocabulary=words.sha256)
+    convert.convert("ours.bin", "new.gguf", force=True)
+    assert "the weights are random; a GGUF file does not say so\n" in capsys.readouterr().out
+
+
+def test_a_chat_template_that_is_not_text_is_refused_before_the_weights_are_read(folder, words, monkeypatch):
+    make(chat_vocabulary(words))
+    (folder / "ours_vocabulary/chat_template.jinja").write_bytes(b"a\xff")
+    monkeypatch.setattr(convert, "load_weights", lambda *_: pytest.fail("read"))
+    refused("chat_template.jinja: not UTF-8 at byte 1", "ours.bin", "new.gguf")
+
+
 def test_q8_0_needs_whole_blocks(folder, words):
     make(words, C=48)
     refused("^--dtype q8_0: it has blocks of 32 channels, the model 48 channels", "ours.bin", "new.gguf", "q8_0")
@@ -281,6 +297,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(folder, words, monkeypatch):
 
 # llama.cpp itself. GPT2_LLAMA_DIR is the folder in which npm has installed node-llama-cpp, see bench/README.md.
 LLAMA = os.environ.get("GPT2_LLAMA_DIR")
+LLAMA = LLAMA and os.path.abspath(LLAMA)  # the tests change the working directory
 WORKER = pathlib.Path(__file__).parents[2] / "bench/llama_worker.mjs"
 
 

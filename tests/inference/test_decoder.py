@@ -203,7 +203,7 @@ def test_small_batch_products(N, C, OC, form):
         """Asserts that both kernels overwrite their outputs with the same values."""
         written = [[np.full((N, OC), np.nan, np.float32) for _ in range(outputs)] for _ in range(2)]
         few(*written[0], *(stored(each, form) if each is weight else each for each in arguments))
-        many(*written[1], *(values(each, form) if each is weight else each for each in arguments))
+        many(*written[1], *(values(each, form) if each is weight else each for each in arguments), False)
         for actual, expected in zip(*written, strict=True):
             assert_close(actual, expected, 3e-6, few.__name__)
 

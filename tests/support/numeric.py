@@ -53,6 +53,18 @@ def randomise(model, rng):
     model.params["wte"][model.config.V :] = 0
 
 
+def to_bfloat16(x):
+    """Rounds float32 to the nearest bfloat16, ties to even; returns float64."""
+    low, high = x.view(np.uint32) & np.uint32(0xFFFF0000), x.view(np.uint32) | np.uint32(0xFFFF)
+    low, high = (
+        low.view(np.float32).astype(float),
+        np.nextafter(high.view(np.float32), np.copysign(np.inf, x)).astype(float),
+    )
+    below, above = np.abs(x - low), np.abs(high - x)
+    is_odd = (x.view(np.uint32) >> np.uint32(16)) & np.uint32(1) == 1
+    return np.where((above < below) | ((above == below) & is_odd), high, low)
+
+
 def random_batch(config, B, T, rng):
     """Returns (tokens, targets), int32 (B,T)."""
     return tuple(rng.integers(0, config.V, (B, T), dtype=np.int32) for _ in range(2))

@@ -33,7 +33,7 @@ OPTIONS = TrainOptions(
 )
 FIRST_KEYS = {"step", "train_loss", "val_loss", "left_out", "outliers", "position"}
 FIRST_KEYS |= {"options", "train_data", "val_data", "versions"}
-LATER_OPTIONS = {"size", "layers", "heads", "channels", "context", "epochs", "patience", "keep_best"}
+LATER_OPTIONS = {"size", "layers", "heads", "channels", "context", "epochs", "patience", "keep_best", "precision"}
 
 
 @pytest.fixture(autouse=True)

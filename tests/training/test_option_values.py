@@ -35,6 +35,7 @@ BAD = (
         "lr_schedule": ["", "cosinus", 1],
         "size": ["", "gpt3", 1, ["baby"]],
         "loss_on": ["", "user", 1, ["all"]],
+        "precision": ["", "bfloat16", 1, ["bf16"]],
         "prompt": [1, "a lone surrogate \udcff", b"text"],
         "threads": [1.0, "1", True, 2**31],
     }
@@ -107,20 +108,21 @@ RESOLVED = {
     "warmup_steps": 2,
     "grad_clip": 0.0,
 }
-RESOLVED |= {"seq_len": 8, "max_steps": 0}
+RESOLVED |= {"seq_len": 8, "max_steps": 0, "precision": "bf16"}
 
 
 def test_what_a_run_settled_on_is_read_back():
     resolved = Resolved.from_saved({"resolved": RESOLVED, "options": {}})
-    assert resolved == Resolved(("a",), None, 0.1, "linear", 2, 0.0, 8, 0)
+    assert resolved == Resolved(("a",), None, 0.1, "linear", 2, 0.0, 8, 0, "bf16")
     assert json.loads(json.dumps(dataclasses.asdict(resolved))) == RESOLVED
     for name in RESOLVED.keys() - {"val_data"}:
         with pytest.raises(UserError):
             Resolved.from_saved({"resolved": RESOLVED | {name: None}, "options": {}})
-    with pytest.raises(KeyError):
-        Resolved.from_saved(
-            {"resolved": {name: RESOLVED[name] for name in RESOLVED if name != "grad_clip"}, "options": {}}
-        )
+    shorter = {name: RESOLVED[name] for name in RESOLVED if name != "precision"}
+    assert Resolved.from_saved({"resolved": shorter, "options": {}}).precision == "float32"
+    del shorter["grad_clip"]
+    with pytest.raises(UserError):
+        Resolved.from_saved({"resolved": shorter, "options": {}})
 
 
 def test_a_resumed_run_may_change_only_what_leaves_it_the_same_run():

@@ -62,7 +62,9 @@ def test_a_run_is_described(tmp_path, capsys):
     loader = DataLoader(tmp_path / "train.bin", 2, 8, 50)
     options = TrainOptions(batch_size=2, seq_len=8, grad_accum_steps=3, max_steps=7, seed=5, threads=2)
     for clip, said in ((0.0, "no clipping"), (0.5, "clip 0.5")):
-        state = TrainState(model, AdamW(model), loader, Resolved(("train.bin",), None, 1e-3, "wsd", 4, clip, 8, 7))
+        state = TrainState(
+            model, AdamW(model), loader, Resolved(("train.bin",), None, 1e-3, "wsd", 4, clip, 8, 7, "float32")
+        )
         report.describe(options, state, None)
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "[GPT-2] maxT 16 | V 50 | Vp 128 | L 1 | NH 2 | C 12"

@@ -1,6 +1,6 @@
-"""exp, tanh and maximum in plain arithmetic, so that LLVM vectorises loops that call them.
+"""exp and maximum in plain arithmetic, so that LLVM vectorises loops that call them.
 
-np.exp and np.tanh of a float32 call the C library once per element.
+np.exp of a float32 calls the C library once per element.
 """
 
 import math
@@ -24,7 +24,7 @@ _LOWEST, _HIGHEST = np.float32(-86.5), np.float32(88.7)
 # Taylor coefficients 1/k! for k = 7 down to 2: on |r| <= ln(2)/2 the first omitted term is below 6e-9.
 _C7, _C6, _C5 = np.float32(1 / 5040), np.float32(1 / 720), np.float32(1 / 120)
 _C4, _C3, _C2 = np.float32(1 / 24), np.float32(1 / 6), np.float32(1 / 2)
-_ONE, _HALF, _ZERO, _TWO, _TEN = np.float32(1), np.float32(0.5), np.float32(0), np.float32(2), np.float32(10)
+_ONE, _HALF, _ZERO, _TWO = np.float32(1), np.float32(0.5), np.float32(0), np.float32(2)
 
 
 def exp(x):
@@ -35,13 +35,6 @@ def exp(x):
     if isinstance(x, np.float32):
         return _exp_float32(x)
     return np.exp(x)
-
-
-def tanh(x):
-    """tanh x of a scalar, as 1 - 2 / (e^2x + 1). float32: absolute error below 2e-7."""
-    if isinstance(x, np.float32):
-        return _tanh_float32(x)
-    return np.tanh(x)
 
 
 def maximum(row):
@@ -71,20 +64,9 @@ def _exp_in_range(x):
     return _TWO * (p * power)
 
 
-def _tanh_float32(x):
-    # Exactly 1 from x = 10: GELU's derivative multiplies 1 - tanh^2 by x^3.
-    x = -_TEN if x < -_TEN else (_TEN if x > _TEN else x)
-    return _ONE - _TWO / (_exp_in_range(_TWO * x) + _ONE)
-
-
 @overload(exp, jit_options=_options)
 def _exp(x):
     return _exp_float32 if x == types.float32 else lambda x: math.exp(x)
-
-
-@overload(tanh, jit_options=_options)
-def _tanh(x):
-    return _tanh_float32 if x == types.float32 else lambda x: math.tanh(x)
 
 
 def _maximum_float32(row):

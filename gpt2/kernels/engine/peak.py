@@ -10,11 +10,11 @@ _BLOCK = 1 << 14
 
 @calls_gemm
 @kernel
-def products_in_cache(c, a, b, repeats):
+def products_in_cache(c, a, b, repeats, bf16):
     """c[i] = a[i] @ b[i] for all i, `repeats` times: arrays (n,M,M), M small enough to stay in cache."""
     for i in prange(c.shape[0]):
         for _ in range(repeats):
-            gemm(c[i], a[i], b[i], False, False, 1.0, 0.0)
+            gemm(c[i], a[i], b[i], False, False, 1.0, 0.0, bf16)
 
 
 @kernel

@@ -9,6 +9,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
+from gpt2.kernels.engine.bfloat16 import add_pairs
 from gpt2.kernels.engine.target import target_features
 
 
@@ -28,13 +29,15 @@ _index = ir.IntType(64)
 
 
 def _lanes(dtype):
-    """Elements of a Numba float type per vector."""
+    """Elements of a Numba type per vector."""
     return VECTOR_BYTES * 8 // dtype.bitwidth
 
 
+_ELEMENTS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int32: ir.IntType(32)}
+
+
 def _vector(dtype, count=None):
-    element = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
-    return ir.VectorType(element, count or _lanes(dtype))
+    return ir.VectorType(_ELEMENTS[dtype], count or _lanes(dtype))
 
 
 def _load(builder, address, kind, align):
@@ -113,9 +116,11 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
     """c = alpha * a @ panel + beta * c for TILE_ROWS rows and `vectors` (a constant) vectors; beta = 0: c is not read.
 
     c, a: addresses. c_row, a_row: row strides in bytes; a_step: column stride of a in bytes. rows: rows that a has; the
-    last is repeated up to TILE_ROWS. panel: array of `depth` rows of `vectors` vectors.
+    last is repeated up to TILE_ROWS. panel: array of `depth` rows of `vectors` vectors; one of int32 means that its
+    elements and those of a are pairs of bfloat16 (see bfloat16.py), and that c is float32.
     """
-    dtype, count = panel.dtype, vectors.literal_value
+    of_pairs = panel.dtype == types.int32
+    dtype, count = types.float32 if of_pairs else panel.dtype, vectors.literal_value
     vector, size = _vector(dtype), dtype.bitwidth // 8
     arguments = (vectors, *[types.int64] * 6, panel, types.int64, dtype, dtype)
 
@@ -123,6 +128,7 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
         c, c_row, a, a_row, a_step, rows, panel_array, depth, alpha, beta = arguments[1:]
         b = builder.ptrtoint(make_array(panel)(context, builder, panel_array).data, _index)
         multiply_add = _function(builder, f"llvm.fmuladd.v{vector.count}f{8 * size}", vector, [vector] * 3)
+        factors = _vector(panel.dtype)
         targets = [
             builder.add(c, builder.add(builder.mul(c_row, _index(i)), _index(j * VECTOR_BYTES)))
             for i in range(TILE_ROWS)
@@ -141,13 +147,17 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
         def add_products(k):
             b_k = builder.add(b, builder.mul(k, _index(count * VECTOR_BYTES)))
             b_vectors = [
-                _load(builder, builder.add(b_k, _index(j * VECTOR_BYTES)), vector, VECTOR_BYTES) for j in range(count)
+                _load(builder, builder.add(b_k, _index(j * VECTOR_BYTES)), factors, VECTOR_BYTES) for j in range(count)
             ]
             a_k = _opaque(builder, builder.mul(k, a_step))
             for i, a_i in enumerate(a_rows):
-                factor = _splat(builder, _load(builder, builder.add(a_i, a_k), vector.element, size), vector)
+                factor = _splat(builder, _load(builder, builder.add(a_i, a_k), factors.element, size), factors)
                 for b_vector, place in zip(b_vectors, sums[i * count : (i + 1) * count], strict=True):
-                    builder.store(builder.call(multiply_add, [factor, b_vector, builder.load(place)]), place)
+                    if of_pairs:
+                        total = add_pairs(builder, builder.load(place), factor, b_vector)
+                    else:
+                        total = builder.call(multiply_add, [factor, b_vector, builder.load(place)])
+                    builder.store(total, place)
 
         # Prefetch the tile of c, which is written at the end, row by row: faster than all of it at once. The loop over
         # the depth is unrolled by two, with a loop for the remainder.

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import importlib.metadata
+import os
 import pathlib
 import sys
 
@@ -10,6 +11,8 @@ import llvmlite.binding
 import numba
 from numba.core import codegen
 
+# Where "portable", products of bfloat16 take no instruction of the CPU for them: see product_bf16.py.
+BF16_VARIABLE = "GPT2_BF16"
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 # Numba settings that change the generated code.
@@ -33,6 +36,16 @@ def target_features():
     return set(codegen.get_host_cpu_features().split(","))
 
 
+def has_bf16():
+    """Returns whether the CPU that Numba compiles for multiplies pairs of bfloat16: AVX512_BF16."""
+    return {"+avx512f", "+avx512bf16"} <= target_features()
+
+
+def is_bf16_portable():
+    """Returns whether products of bfloat16 are asked for in their portable form."""
+    return os.environ.get(BF16_VARIABLE) == "portable"
+
+
 @functools.cache
 def code_key():
     """Identifies the kernels' machine code: 16 hex digits, a hash of sources, compiler, CPU and features.
@@ -46,5 +59,5 @@ def code_key():
     for package in ("numba", "llvmlite", "numpy"):
         key.update(importlib.metadata.version(package).encode())
     key.update(f"{sys.version} {llvmlite.binding.get_host_cpu_name()} {sorted(target_features())}".encode())
-    key.update(repr([getattr(numba.config, name) for name in _SETTINGS]).encode())
+    key.update(repr([getattr(numba.config, name) for name in _SETTINGS] + [is_bf16_portable()]).encode())
     return key.hexdigest()[:16]

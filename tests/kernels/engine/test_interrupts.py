@@ -69,7 +69,7 @@ def test_a_programs_own_handler_stays():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["_mask", "_multiply", "layernorm_forward", "matmul_nt"])
+@pytest.mark.parametrize("name", ["_mask", "multiply", "layernorm_forward", "matmul_nt"])
 def test_an_interrupt_while_compiling_in_this_process_ends_it_in_one_line(tmp_path, name):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
