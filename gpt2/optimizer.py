@@ -1,63 +1,156 @@
-"""AdamW over the flat buffers, the gradient's norm, and learning-rate schedules."""
+"""Optimizers over the flat arrays, the gradient's norm, and learning-rate schedules."""
 
+import dataclasses
 import itertools
 import math
 
-from gpt2.kernels.adamw import adamw_update, sum_of_squares
+import numpy as np
+
+from gpt2.kernels.adamw import BLOCK, adamw_update, block_squares
 from gpt2.layout import MATRICES, parameter_layout
 from gpt2.memory import allocate
 
 
-class AdamW:
-    """AdamW with decoupled weight decay on matrices and embeddings only.
+@dataclasses.dataclass
+class Part:
+    """A stretch of the flat arrays whose parameters are updated alike.
 
-    Attributes: `m` and `v`, the moments, flat arrays laid out like the parameters; `steps` taken. These are what a
-    checkpoint keeps, so an optimizer of your own is a subclass with another `step`: train(options, optimizer=Lion).
+    params, grads: views (n,). state: a tuple of views (n,), in the order of the optimizer's STATE. weight_decay: that
+    of these parameters, 0 for biases and layernorms. squares, offset: as for kernels.adamw.block_squares of grads.
     """
 
-    def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0):
+    params: np.ndarray
+    grads: np.ndarray
+    state: tuple[np.ndarray, ...]
+    weight_decay: float
+    squares: np.ndarray
+    offset: int
+
+
+class Optimizer:
+    """Updates a model's parameters in place. A subclass declares STATE and has `update`; OPTIMIZERS lists it.
+
+    STATE names the flat arrays, laid out like the parameters, that it keeps from step to step: attributes, which a
+    checkpoint saves with `steps`, the steps taken. MEASURES: whether `update` adds to part.squares itself. Weight decay
+    is for matrices and embeddings only.
+
+    shard: the slice of the flat arrays that it updates and has a state for, from a multiple of BLOCK on. None: all.
+    squares: float64 (blocks,), sums of squares of the last step's gradients by block of the shard.
+    """
+
+    STATE = ()
+    MEASURES = False
+
+    def __init__(self, model, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, shard=None):
         self.model = model
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
         self.layout = parameter_layout(model.config)
-        self.m = allocate(self.layout.size, model.params_flat.dtype, "AdamW's first moments")
-        self.v = allocate(self.layout.size, model.params_flat.dtype, "AdamW's second moments")
+        self.shard = shard or slice(0, self.layout.size)
+        self.size = self.shard.stop - self.shard.start
+        assert self.shard.start % BLOCK == 0
+        for name in self.STATE:
+            setattr(self, name, allocate(self.size, model.params_flat.dtype, f"the optimizer's {name}"))
+        self.squares = np.zeros(-(-self.size // BLOCK))
         self.steps = 0
-        self._parts = []
-        for is_matrix, names in itertools.groupby(self.layout.shapes, MATRICES.__contains__):
-            slices = [self.layout.slice(name) for name in names]
-            self._parts.append((slice(slices[0].start, slices[-1].stop), is_matrix))
+
+    @property
+    def state(self):
+        """The arrays that STATE names, each (size,). Raises ValueError if one was replaced by another size."""
+        arrays = tuple(getattr(self, name) for name in self.STATE)
+        for name, array in zip(self.STATE, arrays, strict=True):
+            if array.shape != (self.size,):
+                raise ValueError(f"{name} of shape {array.shape}: expected ({self.size},)")
+        return arrays
 
     def step(self, lr, grad_scale=1.0):
         """Updates the model's parameters with its gradients times `grad_scale`; returns the norm of the gradients.
 
-        Raises ValueError if `m`, `v` or `model` were replaced by others of another size.
+        Raises ValueError if `model` or an array of the state was replaced by another of another size.
         """
-        arrays = {"m": self.m, "v": self.v, "params_flat": self.model.params_flat}
-        for name, array in arrays.items():
-            if array.shape != (self.layout.size,):
-                raise ValueError(f"{name} of shape {array.shape}: expected ({self.layout.size},)")
+        parts = self._parts()
         self.steps += 1
-        squares = 0.0
-        for part, is_matrix in self._parts:
-            squares += adamw_update(
-                self.model.params_flat[part],
-                self.model.grads_flat[part],
-                self.m[part],
-                self.v[part],
-                lr,
-                self.beta1,
-                self.beta2,
-                self.eps,
-                self.weight_decay if is_matrix else 0.0,
-                grad_scale,
-                self.steps,
-            )
-        return math.sqrt(squares)
+        if self.MEASURES:
+            self.squares.fill(0)
+        else:
+            self.measure()
+        for part in parts:
+            self.update(part, lr, grad_scale)
+        return norm_of(self.squares)
+
+    def update(self, part, lr, grad_scale):
+        """Updates a Part's parameters and state in place, with its gradients times `grad_scale`. lr: the rate."""
+        raise NotImplementedError
+
+    def measure(self):
+        """Sets `squares` to those of the gradients that there are now."""
+        self.squares.fill(0)
+        for part in self._parts():
+            block_squares(part.grads, part.squares, part.offset)
+
+    def _parts(self):
+        params, grads, state = self.model.params_flat, self.model.grads_flat, self.state
+        if params.shape != (self.layout.size,):
+            raise ValueError(f"params_flat of shape {params.shape}: expected ({self.layout.size},)")
+        parts, first = [], self.shard.start
+        for is_matrix, names in itertools.groupby(self.layout.shapes, MATRICES.__contains__):
+            slices = [self.layout.slice(name) for name in names]
+            start, stop = max(slices[0].start, first), min(slices[-1].stop, self.shard.stop)
+            if start < stop:
+                own = slice(start - first, stop - first)
+                block, offset = divmod(own.start, BLOCK)
+                decay = self.weight_decay if is_matrix else 0.0
+                views = params[start:stop], grads[start:stop], tuple(array[own] for array in state)
+                parts.append(Part(*views, decay, self.squares[block:], offset))
+        return parts
+
+
+class AdamW(Optimizer):
+    """AdamW with decoupled weight decay (Loshchilov and Hutter, 2019). `m` and `v` are the moments."""
+
+    STATE = ("m", "v")
+    MEASURES = True  # in the one pass over the gradients
+
+    def update(self, part, lr, grad_scale):
+        adamw_update(
+            part.params,
+            part.grads,
+            *part.state,
+            lr,
+            self.beta1,
+            self.beta2,
+            self.eps,
+            part.weight_decay,
+            grad_scale,
+            self.steps,
+            part.squares,
+            part.offset,
+        )
+
+
+# Name -> subclass of Optimizer. One of your own is one more entry: --optimizer takes it.
+OPTIMIZERS = {"adamw": AdamW}
+
+
+def shards(size, n):
+    """Cuts flat arrays of `size` elements into n slices, one a rank: of whole blocks, equal to within one block."""
+    blocks = -(-size // BLOCK)
+    cuts = [min(size, rank * blocks // n * BLOCK) for rank in range(n + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
+
+
+def norm_of(squares):
+    """The Euclidean norm, from sums of squares, float64 (n,), which are added from the first to the last.
+
+    In plain Python: the bits depend on no CPU.
+    """
+    return math.sqrt(sum(squares.tolist()))
 
 
 def gradient_norm(model):
     """The Euclidean norm of all gradients together."""
-    return math.sqrt(sum_of_squares(model.grads_flat))
+    squares = np.zeros(-(-model.grads_flat.size // BLOCK))
+    block_squares(model.grads_flat, squares, 0)
+    return norm_of(squares)
 
 
 def clip_scale(norm, limit):

@@ -24,10 +24,11 @@ _CHILD = (
 _form = FORMS[0]  # of the weights that a child prepares for
 
 
-def prepare_kernels(form=FORMS[0]):
+def prepare_kernels(form=FORMS[0], optimizer=AdamW):
     """Loads all kernels, so that no later call has to; the first time, a child process compiles them (a minute).
 
-    form: that of the weights which text is generated from, one of FORMS.
+    form: that of the weights which text is generated from, one of FORMS. optimizer: a subclass of Optimizer; what it
+    compiles itself is compiled in this process.
     """
     global _form
     _form = form
@@ -36,7 +37,8 @@ def prepare_kernels(form=FORMS[0]):
     model.overwrite_gradients(tokens, tokens)
     model.overwrite_gradients(tokens, np.array([[0, -1, 0, 0]]), Dropout(0.5, 0, 0, 0))
     gradient_norm(model)
-    AdamW(model).step(1e-4)
+    for each in {AdamW, optimizer}:
+        each(model).step(1e-4)
     decoder = Decoder(model.config, converted(model.config, model.params_flat, form), batch_size=2)
     decoder.forward([[0, 0]])
     decoder.forward([[0], [0]])

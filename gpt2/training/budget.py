@@ -17,13 +17,13 @@ FLOAT = 4  # bytes of a float32
 KERNELS, PICTURE = 65_000_000, 42_000_000
 
 
-def memory_needed(config, B, T, sample_length=0):
+def memory_needed(config, B, T, sample_length=0, optimizer_arrays=2):
     """Returns a dict of part -> bytes of a run's flat arrays.
 
-    They are GPT2's and AdamW's, and with a sample_length those of a Decoder for one sequence of that many tokens.
+    They are GPT2's and the optimizer's, and with a sample_length those of a Decoder for one sequence of as many tokens.
     """
     return {
-        "parameters, gradients and moments": 4 * FLOAT * parameter_layout(config).size,
+        "parameters, gradients and moments": (2 + optimizer_arrays) * FLOAT * parameter_layout(config).size,
         f"activations of {B} x {T}": FLOAT * activations_size(config, B, T),
     } | ({"samples": FLOAT * cache_layout(config, 1, sample_length).size} if sample_length else {})
 
@@ -33,9 +33,9 @@ def program_bytes():
     return machine.held_bytes() + KERNELS + PICTURE
 
 
-def checkpoint_bytes(config):
+def checkpoint_bytes(config, optimizer_arrays=2):
     """Bytes of a checkpoint's two files, without the few kB of metadata about the run."""
-    return 2 * HEADER_BYTES + 3 * FLOAT * parameter_layout(config).size
+    return 2 * HEADER_BYTES + (1 + optimizer_arrays) * FLOAT * parameter_layout(config).size
 
 
 def require_memory(config, B, T, sample_length=0, data_bytes=0):

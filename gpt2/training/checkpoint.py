@@ -43,19 +43,25 @@ class Checkpoint:
     optimizer_steps: int
     manifest: bytes
 
-    def load_moments(self, optimizer):
-        """Reads AdamW's m and v into the optimizer's arrays and sets its `steps`.
+    def load_state(self, optimizer):
+        """Reads an optimizer's arrays, its shard of them, and sets its `steps`.
 
-        Raises UserError if the state belongs to a model of other sizes.
+        Raises UserError if the state belongs to a model of other sizes, or to an optimizer with more or fewer arrays.
         """
         with open_to_read(self.state) as file:
-            config, json_bytes, _ = read_state_sizes(file, self.state)
+            config, arrays, json_bytes, header = read_state_sizes(file, self.state)
             if config != optimizer.model.config:
                 raise UserError(f"{self.state}: the state of {config}, but the model is {optimizer.model.config}")
-            file.seek(json_bytes, os.SEEK_CUR)
-            read = [file.readinto(moments.data.cast("B")) for moments in (optimizer.m, optimizer.v)]
-        if read != [optimizer.m.nbytes, optimizer.v.nbytes]:
-            raise UserError(f"{self.state}: ends early: the file was truncated while being read")
+            if arrays != len(optimizer.STATE):
+                raise UserError(
+                    f"{self.state}: {arrays} arrays of an optimizer, but {type(optimizer).__name__} has "
+                    f"{len(optimizer.STATE)}"
+                )
+            for i, array in enumerate(optimizer.state):
+                first = i * optimizer.layout.size + optimizer.shard.start
+                file.seek(header.nbytes + json_bytes + first * array.itemsize)
+                if file.readinto(array.data.cast("B")) != array.nbytes:
+                    raise UserError(f"{self.state}: ends early: the file was truncated while being read")
         optimizer.steps = self.optimizer_steps
 
 
@@ -87,7 +93,7 @@ def write(folder, model, optimizer, progress, locked):
         require_lock(locked)  # once more before each file gets its name: writing takes seconds
     facts = {"progress": progress, "optimizer_steps": optimizer.steps, "model": model_record}
     with atomic_write(state_path) as file, HashedFile(file) as hashed:
-        write_training_state(hashed, model.config, optimizer.m, optimizer.v, facts, state_path)
+        write_training_state(hashed, model.config, len(optimizer.STATE), optimizer.state, facts, state_path)
         state_record = _record(hashed)
         require_lock(locked)
     manifest = make_manifest(step, model_record, state_record)

@@ -15,7 +15,6 @@ from gpt2.formats.run import is_best
 from gpt2.inference.warmup import prepare_kernels
 from gpt2.machine import set_threads
 from gpt2.model import NO_TARGET
-from gpt2.optimizer import AdamW
 from gpt2.output import lossy_output
 from gpt2.training import checkpoint, report
 from gpt2.training.metrics import records_before
@@ -46,23 +45,23 @@ class TrainResult:
 
 
 @lossy_output()
-def train(options, *, optimizer=AdamW, on_step=None):
+def train(options, *, on_step=None):
     """Trains as TrainOptions say, from the first step on; returns a TrainResult.
 
-    optimizer: AdamW or a subclass. on_step(state, record): called after each step, its validation and
+    on_step(state, record): called after each step, its validation and
     sample, before the record, a dict, goes to metrics.jsonl; what it adds goes there, too. Raises UserError.
     """
     set_threads(options.threads)
     with contextlib.ExitStack() as stack:
         folder = locked_folder(options.out_dir, stack)
-        run = start_run(options, folder, optimizer)
+        run = start_run(options, folder)
         run.before = stack.enter_context(records_before(options.init))
         set_aside_earlier_run(folder, stack, run.token_files)  # only now: its model may be the earlier run's
         return _take_steps(run, on_step)
 
 
 @lossy_output()
-def resume(folder, changes=(), anyway=False, *, optimizer=AdamW, on_step=None):
+def resume(folder, changes=(), anyway=False, *, on_step=None):
     """Continues the run in a folder from its newest whole checkpoint, as `train` would have; returns a TrainResult.
 
     changes: a dict of options that get other values, where not None; out_dir moves the run. anyway: accept options or
@@ -81,7 +80,7 @@ def resume(folder, changes=(), anyway=False, *, optimizer=AdamW, on_step=None):
             raise UserError(f"--out-dir {out_dir}: contains the run to resume; choose another, or that folder")
         options, resolved = resumed_options(found, changes, anyway)
         set_threads(options.threads)
-        run = resume_run(found, options, resolved, anyway, out_dir, optimizer)
+        run = resume_run(found, options, resolved, anyway, out_dir)
         if run.in_place:
             checkpoint.finish_interrupted_save(found, options.keep)
         else:
@@ -93,7 +92,7 @@ def _take_steps(run, on_step):
     options, state = run.options, run.state
     result = TrainResult(state, {}, {})
     report.describe(options, state, run.val_loader)
-    _prepare_kernels()
+    _prepare_kernels(type(state.optimizer))
     if not run.found:  # a resumed run keeps its precision
         report.offer_bf16(state.model, options.batch_size * state.resolved.seq_len)
     run.save_vocabulary()
@@ -202,7 +201,7 @@ def _validate(model, loader, batches, stop):
     return loss
 
 
-def _prepare_kernels():
+def _prepare_kernels(optimizer):
     start = time.perf_counter()
-    prepare_kernels()
+    prepare_kernels(optimizer=optimizer)
     print(f"kernels ready after {time.perf_counter() - start:.1f} s", flush=True)

@@ -13,7 +13,7 @@ from gpt2.data.conversation_loader import ASSISTANT, LOSS_ON
 from gpt2.data.dataloader import LLMC
 from gpt2.errors import UserError, safe_repr
 from gpt2.machine import AUTO, PRECISIONS, available_threads
-from gpt2.optimizer import SCHEDULES
+from gpt2.optimizer import OPTIMIZERS, SCHEDULES
 
 # How a resumed run may change an option: not at all, as it would be another run; freely; to other files of the same
 # contents. An option of the process is not part of the run.
@@ -21,11 +21,14 @@ FIXED, FREE, CONTENTS, PROCESS = "fixed", "free", "contents", "process"
 
 
 class Kind(typing.NamedTuple):
-    """A set of values. convert: from the command line's text; it may fail with ValueError. expected: for messages."""
+    """A set of values. convert: from the command line's text; it may fail with ValueError.
+
+    expected: for messages, or a function that returns it.
+    """
 
     convert: typing.Callable
     contains: typing.Callable
-    expected: str
+    expected: str | typing.Callable
 
 
 def whole(lowest, highest=2**31 - 1):
@@ -56,7 +59,14 @@ BELOW_ONE = real(0, below=1, expected="a number from 0, below 1")
 SWITCH = Kind(bool, lambda value: isinstance(value, bool), "True or False")
 ORDER = Kind(str, lambda value: isinstance(value, bool) or value == LLMC, f"no value (True), or {LLMC}")
 LOSS = Kind(str, lambda value: value in LOSS_ON, f"one of {', '.join(LOSS_ON)}")
-SCHEDULE = Kind(str, lambda value: isinstance(value, str) and value in SCHEDULES, "one of ")  # and those there are
+
+
+def _entry(entries):
+    """The names in a dict, which may grow."""
+    return Kind(str, lambda value: isinstance(value, str) and value in entries, lambda: f"one of {', '.join(entries)}")
+
+
+SCHEDULE, OPTIMIZER = _entry(SCHEDULES), _entry(OPTIMIZERS)
 PRECISION = Kind(str, lambda value: value in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
 SIZE = Kind(str, lambda value: isinstance(value, str) and value in PRESETS, f"one of {', '.join(PRESETS)}")
 PATHS = Kind(
@@ -205,6 +215,7 @@ class TrainOptions:
     )
     overfit_single_batch: bool = _option(_BATCH, False, SWITCH, "train on the first batch only, to see it memorised")
 
+    optimizer: str = _option(_OPTIMIZER, "adamw", OPTIMIZER, f"what updates: {', '.join(OPTIMIZERS)}", "NAME")
     learning_rate: float | None = _option(
         _OPTIMIZER, None, real(0), "the peak", "LR", "-l", shown_default=_recipe_default("learning_rate")
     )
@@ -305,7 +316,7 @@ class TrainOptions:
             value = _normalised(getattr(self, field.name), kind)
             object.__setattr__(self, field.name, value)
             if not (kind.contains(value) or (value is None and field.default is None)):
-                expected = kind.expected + (", ".join(SCHEDULES) if kind is SCHEDULE else "")
+                expected = kind.expected() if callable(kind.expected) else kind.expected
                 raise UserError(f"{flag(field.name)} {safe_repr(value)}: expected {expected}")
         if self.epochs is not None and self.max_steps is not None:
             raise UserError("--epochs and --max-steps both say how long the run is; give one of them")

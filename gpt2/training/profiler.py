@@ -19,7 +19,7 @@ from gpt2.optimizer import AdamW
 PHASES = ("forward", "backward", "update")
 # Elements of the two arrays that measure the memory's bandwidth.
 PEAK_NUMBERS = 1 << 27
-UPDATE = ("adamw_update", "sum_of_squares")
+UPDATE = ("adamw_update", "block_squares")
 
 
 class Profiler:

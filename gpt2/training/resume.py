@@ -7,7 +7,7 @@ import platform
 from gpt2.errors import UserError, safe_repr
 from gpt2.kernels.engine.jit import code_identity
 from gpt2.machine import chosen_precision
-from gpt2.optimizer import SCHEDULES
+from gpt2.optimizer import OPTIMIZERS, SCHEDULES
 from gpt2.training.options import FIXED, SIZES, Resolved, TrainOptions, flag, on_resume
 
 
@@ -33,12 +33,13 @@ def resumed_options(found, changes, anyway):
     whose options are not this version's.
     """
     saved = found.progress.get("options")
-    schedule = saved.get("lr_schedule") if isinstance(saved, dict) else None
-    if isinstance(schedule, str) and schedule not in SCHEDULES:
-        raise UserError(
-            f"{found.folder}: the run's --lr-schedule {safe_repr(schedule)} is not in gpt2.optimizer.SCHEDULES; "
-            "add it there before resuming"
-        )
+    for name, known, where in (("lr_schedule", SCHEDULES, "SCHEDULES"), ("optimizer", OPTIMIZERS, "OPTIMIZERS")):
+        value = saved.get(name) if isinstance(saved, dict) else None
+        if isinstance(value, str) and value not in known:
+            raise UserError(
+                f"{found.folder}: the run's {flag(name)} {safe_repr(value)} is not in gpt2.optimizer.{where}; "
+                "add it there before resuming"
+            )
     try:
         before, resolved = TrainOptions.from_saved(saved), Resolved.from_saved(found.progress)
     except (KeyError, TypeError, ValueError, UserError) as error:

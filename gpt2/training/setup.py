@@ -17,6 +17,7 @@ from gpt2.formats.files import data_dir
 from gpt2.formats.run import best_steps, steps
 from gpt2.machine import BF16, chosen_precision
 from gpt2.model import GPT2
+from gpt2.optimizer import OPTIMIZERS
 from gpt2.training import resume
 from gpt2.training.best import BEST_AT_ONCE
 from gpt2.training.budget import checkpoint_bytes, require_disk, require_memory
@@ -26,7 +27,7 @@ from gpt2.training.samples import Sampler, readable
 from gpt2.training.state import TrainState
 
 
-def start_run(options, folder, make_optimizer):
+def start_run(options, folder):
     """Returns the Run that TrainOptions ask for, in a locked folder. Raises UserError."""
     train_data = options.train_data or default_data("train")
     refuse_texts(expand(train_data))
@@ -48,12 +49,12 @@ def start_run(options, folder, make_optimizer):
     given = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
     lengths = {"seq_len": seq_len, "max_steps": max_steps}
     resolved = Resolved(train_data, val_data, **choices | given | lengths, precision=precision)
-    run = _make_run(options, folder, (model, vocabulary, shown), loaders, resolved, make_optimizer)
+    run = _make_run(options, folder, (model, vocabulary, shown), loaders, resolved)
     run.require_savable()
     return run
 
 
-def resume_run(found, options, resolved, anyway, folder, make_optimizer):
+def resume_run(found, options, resolved, anyway, folder):
     """Returns the Run that continues a checkpoint.Checkpoint in a locked folder.
 
     options, resolved: from resume.resumed_options. anyway: accept other data. Raises UserError.
@@ -73,7 +74,7 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
     resolved = dataclasses.replace(resolved, val_data=val_data, max_steps=max_steps, precision=precision)
     resume.say_if_length_changed(found, resolved)
     models = GPT2.load(found.model), vocabulary, shown
-    run = _make_run(options, folder, models, loaders, resolved, make_optimizer)
+    run = _make_run(options, folder, models, loaders, resolved)
     run.found, run.in_place, run.saved = found, in_place, found.step if in_place else None
     resume.check_data(found, *loaders, anyway)
     resume.restore_position(found, run.state.loader, anyway)
@@ -82,7 +83,7 @@ def resume_run(found, options, resolved, anyway, folder, make_optimizer):
     except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:
         raise resume.incompatible_checkpoint(found) from error
     run.require_savable()
-    found.load_moments(run.state.optimizer)
+    found.load_state(run.state.optimizer)
     print(f"[resume] {found.folder} after step {found.step}{resume.changed_versions(found)}", flush=True)
     return run
 
@@ -137,11 +138,12 @@ def _agreed(vocabulary, config, paths):
     return talks, agreed_vocabulary(vocabulary, config.V, paths)
 
 
-def _make_run(options, folder, model_parts, loaders, resolved, make_optimizer):
+def _make_run(options, folder, model_parts, loaders, resolved):
     """model_parts: the model, its vocabulary, and the one to show samples with."""
     model, vocabulary, shown = model_parts
     model.vocabulary, model.bf16 = vocabulary.sha256, resolved.precision == BF16
     train_loader, val_loader = loaders
+    make_optimizer = OPTIMIZERS[options.optimizer]
     optimizer = make_optimizer(model, options.beta1, options.beta2, options.eps, options.weight_decay)
     run = Run(options, folder, TrainState(model, optimizer, train_loader, resolved), val_loader, vocabulary)
     if shown:

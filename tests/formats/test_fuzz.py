@@ -33,6 +33,7 @@ from gpt2.formats.files import HEADER_BYTES
 from gpt2.formats.run import newest_model
 from gpt2.formats.training_state import DIGEST_BYTES
 from gpt2.layout import parameter_layout
+from gpt2.optimizer import AdamW
 from gpt2.training import checkpoint
 from gpt2.training.metrics import Metrics
 from tests.support.examples import example_numbers, file_bytes, random_examples
@@ -217,10 +218,12 @@ def read_vocabulary(folder):
 
 
 def optimizer():
-    """A stub of an optimizer, to save in a checkpoint and to load one into."""
+    """An optimizer of a stub of a model, to save in a checkpoint and to load one into."""
     model = types.SimpleNamespace(config=CONFIG, params_flat=parameters(), is_untrained=False, vocabulary=None)
-    moments = np.arange(2 * LAYOUT.size, dtype=np.float32).reshape(2, -1)
-    return types.SimpleNamespace(model=model, m=moments[0], v=moments[1], steps=7)
+    adamw = AdamW(model)
+    adamw.m, adamw.v = np.arange(2 * LAYOUT.size, dtype=np.float32).reshape(2, -1)
+    adamw.steps = 7
+    return adamw
 
 
 def checkpoint_folders():
@@ -248,7 +251,7 @@ def read_checkpoint(folder):
     assert found.model.read_bytes() == files[found.model.name] and found.state.read_bytes() == files[found.state.name]
     assert found.progress["step"] == found.step and found.progress["position"] == [0, 2]
     target = optimizer()
-    found.load_moments(target)
+    found.load_state(target)
     assert np.array_equal(target.m, optimizer().m + found.step) and np.array_equal(target.v, optimizer().v)
 
 
@@ -271,7 +274,7 @@ def sealed(parts):
 def read_sealed(folder):
     found = checkpoint.find(folder, lambda report: check_message(report, folder))
     assert found.step == found.progress["step"] == 3 and found.optimizer_steps >= 0
-    found.load_moments(optimizer())
+    found.load_state(optimizer())
 
 
 def read_manifest(folder):

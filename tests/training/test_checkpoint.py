@@ -73,7 +73,7 @@ def test_what_was_saved_is_found_bit_for_bit(tmp_path):
 
     fresh = AdamW(GPT2(CONFIG))
     m, v = fresh.m, fresh.v
-    found.load_moments(fresh)
+    found.load_state(fresh)
     assert fresh.m is m and fresh.v is v
     assert m.tobytes() == optimizer.m.tobytes() and v.tobytes() == optimizer.v.tobytes()
     assert fresh.steps == 20
@@ -132,7 +132,7 @@ def test_saving_doubles_nothing_in_memory(tmp_path):
     assert model.params_flat.nbytes > 6e6
     tracemalloc.start()
     checkpoint.save(tmp_path, model, optimizer, {"step": 1}, keep=1)
-    checkpoint.find(tmp_path).load_moments(optimizer)
+    checkpoint.find(tmp_path).load_state(optimizer)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2.5e6
@@ -142,7 +142,7 @@ def test_state_of_another_size_is_refused(tmp_path):
     save(tmp_path, 1)
     _, optimizer = make_run(1, GPT2Config(maxT=5, V=5, L=1, NH=1, C=2))
     with pytest.raises(UserError, match=r"state_00000001.bin: the state of .*maxT=4.* but the model is .*maxT=5"):
-        checkpoint.find(tmp_path).load_moments(optimizer)
+        checkpoint.find(tmp_path).load_state(optimizer)
 
 
 def test_state_cut_off_after_it_was_found(tmp_path):
@@ -151,7 +151,7 @@ def test_state_cut_off_after_it_was_found(tmp_path):
     for size in (0, 100, found.state.stat().st_size - 100):
         os.truncate(found.state, size)
         with pytest.raises(UserError, match=r"state_00000001\.bin"):
-            found.load_moments(optimizer)
+            found.load_state(optimizer)
 
 
 def test_state_cut_off_while_it_is_read(tmp_path, monkeypatch):
@@ -167,7 +167,7 @@ def test_state_cut_off_while_it_is_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "read_state_sizes", read_sizes)
     with pytest.raises(UserError, match=r"state_00000001\.bin: ends early"):
-        found.load_moments(optimizer)
+        found.load_state(optimizer)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])

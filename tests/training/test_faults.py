@@ -45,7 +45,7 @@ def assert_loads(found, step):
     assert found.step == step
     model = GPT2.load(found.model)
     optimizer = AdamW(model)
-    found.load_moments(optimizer)
+    found.load_state(optimizer)
     assert np.array_equal(model.params_flat, GPT2(CONFIG, seed=step).params_flat)
     assert optimizer.steps == step and (optimizer.m == step).all() and (optimizer.v == step).all()
 

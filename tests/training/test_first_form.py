@@ -61,7 +61,7 @@ def stopped_in_the_first_form(options):
     found = checkpoint.find("out", report=str)
     model = GPT2.load(found.model)
     optimizer = AdamW(model)
-    found.load_moments(optimizer)
+    found.load_state(optimizer)
     progress = dict(found.progress)
     del progress["record"], progress["validations"]
     progress["left_out"] = progress.pop("skipped")
@@ -109,7 +109,7 @@ def test_updates_skipped_before_still_count():
     found = checkpoint.find("out")
     model = GPT2.load(found.model)
     optimizer = AdamW(model)
-    found.load_moments(optimizer)
+    found.load_state(optimizer)
     checkpoint.save("out", model, optimizer, saved, keep=1)
     assert resume("out", {"threads": 1}).state.skipped == {"nonfinite": 2, "spike": 7}
     assert checkpoint.find("out").progress["skipped"] == {"nonfinite": 2, "spike": 7}

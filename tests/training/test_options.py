@@ -352,5 +352,5 @@ def test_validation_drops_nothing(folder):
 
 def test_every_option_is_tested_here():
     tested = {name for name, *_ in COMPUTED + NOT_COMPUTED} | {"skip_nonfinite", "patience"}
-    tested.add("precision")  # in test_precision.py
+    tested |= {"precision", "optimizer"}  # in test_precision.py and test_optimizers.py
     assert tested == {field.name for field in dataclasses.fields(TrainOptions)}

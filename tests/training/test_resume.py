@@ -331,7 +331,7 @@ def test_a_disk_that_fails_while_moments_are_read_is_not_another_version(folder,
     def fail(self, optimizer):
         raise UserError("state_00000012.bin: Permission denied")
 
-    monkeypatch.setattr(checkpoint.Checkpoint, "load_moments", fail)
+    monkeypatch.setattr(checkpoint.Checkpoint, "load_state", fail)
     with pytest.raises(UserError, match="Permission denied"):
         resume("parts")
 
