@@ -12,7 +12,12 @@ from gpt2.output import LossyStream
 
 
 class UserError(Exception):
-    """Bad input or a failing environment. The message is one line: what is wrong, what was expected, what to do."""
+    """Bad input or a failing environment. The message is one line: what is wrong, what was expected, what to do.
+
+    is_reported: whether another process prints it.
+    """
+
+    is_reported = False
 
 
 class UnavailableError(UserError):
@@ -60,7 +65,7 @@ def run_command(main, output_required=True):
             sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
-        sys.exit(_line(error))
+        sys.exit(1 if error.is_reported else _line(error))
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:

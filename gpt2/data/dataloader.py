@@ -76,6 +76,12 @@ class DataLoader:
         """Returns to the first batch of the first epoch."""
         self._position = 0, 0
 
+    def skip(self, count):
+        """Goes on by `count` batches without reading them."""
+        epoch, batch = self._position
+        epochs, batch = divmod(batch + count, self.num_batches)
+        self._position = epoch + epochs, batch
+
     @property
     def epoch(self):
         """The epoch of the next batch, from 0."""

@@ -1,5 +1,6 @@
 """Reading and writing files: atomic replacement, fsync, checked headers and sizes, and where the data folder is."""
 
+import collections
 import concurrent.futures
 import contextlib
 import ctypes
@@ -20,6 +21,7 @@ from gpt2.errors import UserError, from_os_error
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+BUFFERS = 16
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -153,7 +155,7 @@ class HashedFile:
     """Wraps a binary file and computes the SHA-256 of what is written, in a background thread if one can be started.
 
     Buffers passed to write() are not copied: they must not change before the next digest() or the end of the `with`.
-    Attribute: `size`, the bytes written.
+    At most BUFFERS of them wait to be hashed. Attribute: `size`, the bytes written.
     """
 
     def __init__(self, file):
@@ -161,23 +163,25 @@ class HashedFile:
         self._file = file
         self._hash = hashlib.sha256()
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._threaded, self._last = True, None
+        self._threaded, self._pending = True, collections.deque()
 
     def write(self, data):
         """Writes a contiguous buffer."""
         if self._threaded:
             try:
-                self._last = self._thread.submit(self._hash.update, data)
+                self._pending.append(self._thread.submit(self._hash.update, data))
             except RuntimeError:  # the process may have no more threads
                 self._threaded = False
         if not self._threaded:
             self._hash.update(data)
+        elif len(self._pending) > BUFFERS:
+            self._pending.popleft().result()
         self.size += self._file.write(data)
 
     def digest(self):
         """Returns the SHA-256 of everything written so far, 32 bytes."""
-        if self._last is not None:
-            self._last.result()
+        if self._pending:
+            self._pending[-1].result()
         return self._hash.digest()
 
     def __enter__(self):

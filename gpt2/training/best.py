@@ -38,11 +38,11 @@ class BestCheckpoint:
         checkpoint.write_manifest(self.folder, best.manifest)
         self.step = self._settled = step
 
-    def save(self, model, optimizer, progress):
+    def save(self, model, optimizer, progress, chunks=None):
         """Saves a better one, that of progress["step"]; arguments and errors as for checkpoint.write."""
         require_lock(self._run_folder)
         self._make_folder()
-        checkpoint.write(self.folder, model, optimizer, progress, self._run_folder)
+        checkpoint.write(self.folder, model, optimizer, progress, self._run_folder, chunks)
         self.step = progress["step"]
         checkpoint.remove_all_but(self.folder, {self.step, self._settled})
 

@@ -65,26 +65,27 @@ class Checkpoint:
         optimizer.steps = self.optimizer_steps
 
 
-def save(folder, model, optimizer, progress, keep):
+def save(folder, model, optimizer, progress, keep, chunks=None):
     """Writes the checkpoint of progress["step"] as `write` does, then removes older ones. Returns the Checkpoint.
 
     keep: how many pairs stay, at least 1. Older ones that cannot be removed are named on standard error.
     """
     assert keep >= 1
-    written = write(folder, model, optimizer, progress, folder)
+    written = write(folder, model, optimizer, progress, folder, chunks)
     _prune(written.folder, written.step, keep, steps(folder))
     return written
 
 
-def write(folder, model, optimizer, progress, locked):
+def write(folder, model, optimizer, progress, locked, chunks=None):
     """Writes the checkpoint of progress["step"], then the manifest. Returns the Checkpoint.
 
     progress: a dict that JSON can hold; a pair of the same step is replaced. locked: the folder or one that it is in,
-    whose lock the caller holds. Raises UserError when writing fails: the newest whole pair is then the one before, or
-    this one if only a later part failed.
+    whose lock the caller holds. chunks: yields the optimizer's arrays in pieces, by default its own. Raises UserError
+    when writing fails: the newest whole pair is then the one before, or this one if only a later part failed.
     """
     folder, step = pathlib.Path(folder), progress["step"]
     assert 0 <= step < STEP_LIMIT
+    chunks = optimizer.state if chunks is None else chunks
     require_lock(locked)
     model_path, state_path = checkpoint_paths(folder, step)
     with atomic_write(model_path) as file, HashedFile(file) as hashed:
@@ -93,7 +94,7 @@ def write(folder, model, optimizer, progress, locked):
         require_lock(locked)  # once more before each file gets its name: writing takes seconds
     facts = {"progress": progress, "optimizer_steps": optimizer.steps, "model": model_record}
     with atomic_write(state_path) as file, HashedFile(file) as hashed:
-        write_training_state(hashed, model.config, len(optimizer.STATE), optimizer.state, facts, state_path)
+        write_training_state(hashed, model.config, len(optimizer.STATE), chunks, facts, state_path)
         state_record = _record(hashed)
         require_lock(locked)
     manifest = make_manifest(step, model_record, state_record)

@@ -4,12 +4,15 @@ import contextlib
 import dataclasses
 import math
 import os
+import pathlib
 import sys
 import time
 
 import numpy as np
 from tqdm import tqdm
 
+from gpt2 import distributed
+from gpt2.distributed import SERIAL
 from gpt2.errors import UserError
 from gpt2.formats.run import is_best
 from gpt2.inference.warmup import prepare_kernels
@@ -18,7 +21,7 @@ from gpt2.model import NO_TARGET
 from gpt2.output import lossy_output
 from gpt2.training import checkpoint, report
 from gpt2.training.metrics import records_before
-from gpt2.training.options import TrainOptions
+from gpt2.training.options import TrainOptions, flag
 from gpt2.training.resume import resumed_options
 from gpt2.training.run_folder import locked_folder, set_aside_earlier_run
 from gpt2.training.setup import resume_run, start_run
@@ -51,12 +54,17 @@ def train(options, *, on_step=None):
     on_step(state, record): called after each step, its validation and
     sample, before the record, a dict, goes to metrics.jsonl; what it adds goes there, too. Raises UserError.
     """
-    set_threads(options.threads)
     with contextlib.ExitStack() as stack:
-        folder = locked_folder(options.out_dir, stack)
-        run = start_run(options, folder)
-        run.before = stack.enter_context(records_before(options.init))
-        set_aside_earlier_run(folder, stack, run.token_files)  # only now: its model may be the earlier run's
+        world = _world(stack, options)
+        with world.together():
+            options = options.among(world)
+            set_threads(options.threads)
+            folder = locked_folder(options.out_dir, stack) if world.is_first else pathlib.Path(options.out_dir)
+            run = start_run(options, folder, world)
+        with world.together():
+            if world.is_first:
+                run.before = stack.enter_context(records_before(options.init))
+                set_aside_earlier_run(folder, stack, run.token_files)  # only now: its model may be the earlier run's
         return _take_steps(run, on_step)
 
 
@@ -68,48 +76,68 @@ def resume(folder, changes=(), anyway=False, *, on_step=None):
     data with which the run could not have come there. Raises UserError.
     """
     changes = {"out_dir": folder} | {name: value for name, value in dict(changes).items() if value is not None}
-    TrainOptions(**changes)  # refuses bad values before anything is touched
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder; --resume takes the --out-dir of an earlier run")
+    given = TrainOptions(**changes)  # refuses bad values before anything is touched
     with contextlib.ExitStack() as stack:
-        out_dir = locked_folder(changes["out_dir"], stack)
-        if out_dir.samefile(folder) and is_best(out_dir):
-            raise UserError(f"{folder}: the best checkpoint of a run; to continue from it, give another --out-dir")
-        found = checkpoint.find(folder)
-        if out_dir.resolve() in found.folder.resolve().parents:
-            raise UserError(f"--out-dir {out_dir}: contains the run to resume; choose another, or that folder")
-        options, resolved = resumed_options(found, changes, anyway)
-        set_threads(options.threads)
-        run = resume_run(found, options, resolved, anyway, out_dir)
-        if run.in_place:
-            checkpoint.finish_interrupted_save(found, options.keep)
-        else:
-            set_aside_earlier_run(out_dir, stack, run.token_files)
+        world = _world(stack, given)
+        out_dir, found = pathlib.Path(changes["out_dir"]), None
+        with world.together():
+            if world.is_first:
+                if not os.path.isdir(folder):
+                    raise UserError(f"{folder}: no such folder; --resume takes the --out-dir of an earlier run")
+                out_dir = locked_folder(out_dir, stack)
+                if out_dir.samefile(folder) and is_best(out_dir):
+                    raise UserError(
+                        f"{folder}: the best checkpoint of a run; to continue from it, give another --out-dir"
+                    )
+                found = checkpoint.find(folder)
+                if out_dir.resolve() in found.folder.resolve().parents:
+                    raise UserError(f"--out-dir {out_dir}: contains the run to resume; choose another, or that folder")
+            found = world.of_first(found)
+            options, resolved = resumed_options(found, changes, anyway)
+            options = options.among(world)
+            set_threads(options.threads)
+            run = resume_run(found, options, resolved, anyway, out_dir, world)
+        with world.together():
+            if world.is_first and run.in_place:
+                checkpoint.finish_interrupted_save(found, options.keep)
+            elif world.is_first:
+                set_aside_earlier_run(out_dir, stack, run.token_files)
         return _take_steps(run, on_step)
 
 
+def _world(stack, options):
+    """Returns the distributed.World, whose ranks act as one until the ExitStack `stack` closes."""
+    world = distributed.world()
+    world.timeout = options.timeout
+    stack.enter_context(world.as_one())
+    if world.size > 1:
+        values = dataclasses.asdict(options)
+        values["threads"] = None  # may differ
+        world.require_same({flag(name): value for name, value in values.items()})
+    return world
+
+
 def _take_steps(run, on_step):
-    options, state = run.options, run.state
+    options, state, world = run.options, run.state, run.state.world
     result = TrainResult(state, {}, {})
     report.describe(options, state, run.val_loader)
-    _prepare_kernels(type(state.optimizer))
+    _prepare_kernels(type(state.optimizer), world)
     if not run.found:  # a resumed run keeps its precision
         report.offer_bf16(state.model, options.batch_size * state.resolved.seq_len)
-    run.save_vocabulary()
-    run.open_metrics()
-    run.open_best()
+    run.open()
     if state.step >= run.max_steps and run.found:
         print(f"nothing is left to do after step {state.step}: --max-steps makes the run longer")
     lines = report.StepLines(state.step, run.max_steps)
-    with StopSignals() as stop:
+    with StopSignals(world) as stop:
         complete = True
-        if state.record and run.metrics.last_step != state.step:  # step 0, or a step that was saved, but no more
+        if state.record and not run.is_recorded:  # step 0, or a step that was saved, but no more
             complete = _after_step(run, stop, on_step, result)
         while not run.is_over and not stop.received:
             with _saved_if_it_fails(run):
                 record = train_step(state, options)
                 result.train_losses[state.step] = record["train_loss"]
                 lines.show(record)
+            stop.agree()
             if stop.received or state.step == run.max_steps or _due(state.step, options.checkpoint_every):
                 run.save()
             with _saved_if_it_fails(run):
@@ -125,7 +153,8 @@ def _take_steps(run, on_step):
             run.finish()
             if run.out_of_patience:
                 report.show_end_by_patience(state)
-        _draw(run.metrics)
+        if world.is_first:
+            _draw(run.metrics)
     return result
 
 
@@ -134,19 +163,20 @@ def _after_step(run, stop, on_step, result):
     options, state, record = run.options, run.state, dict(run.state.record)
     last = state.step == run.max_steps
     if run.val_loader and (last or state.step == 0 or _due(state.step, options.val_every)):
-        loss = _validate(state.model, run.val_loader, options.val_batches, stop)
+        loss = _validate(state.model, run.val_loader, options.val_batches, stop, state.world)
         if loss is None:
             return False
         record["val_loss"] = result.val_losses[state.step] = loss
-        if state.note_validation(loss) and run.best:
+        if state.note_validation(loss) and options.keep_best:
             run.save_best()
     sample = run.sampler and state.step and (last or _due(state.step, options.sample_every))
     if sample and not run.sampler.show(state.step, stop):
         return False
+    stop.agree()
     if on_step and state.step:
         on_step(state, record)
     # Last: a step without a record is one that a resumed run completes.
-    if len(record) > 1:  # without a validation there is nothing to record of step 0
+    if len(record) > 1 and state.world.is_first:  # without a validation there is nothing to record of step 0
         run.metrics.write(record)
     return True
 
@@ -158,7 +188,8 @@ def _saved_if_it_fails(run):
         yield
     except BaseException:
         try:
-            if run.state.step and not run.state.updating:
+            # Of several ranks the others may be anywhere, and all are about to end.
+            if run.state.step and not run.state.updating and run.state.world.size == 1:
                 run.save()
         except UserError as error:
             print(f"step {run.state.step} could not be saved: {error}", file=sys.stderr, flush=True)
@@ -181,27 +212,38 @@ def _due(step, every):
     return every > 0 and step % every == 0
 
 
-def _validate(model, loader, batches, stop):
+def _validate(model, loader, batches, stop, world=SERIAL):
     """Prints and returns the mean loss of the targets in the first `batches` of the validation data, 0 for all of them.
 
-    Returns None once a signal asks the run to stop.
+    The ranks take turns at the batches. Returns None once a signal asks the run to stop.
     """
     loader.reset()
+    loader.skip(world.rank)
     count = min(batches or loader.num_batches, loader.num_batches)
-    losses, weights = [], []
-    for _ in tqdm(range(count), desc="validating", leave=False, disable=None, delay=2):
+    found = []
+    for first in tqdm(range(0, count, world.size), desc="validating", leave=False, disable=None, delay=2):
+        stop.agree()
         if stop.received:
             return None
-        tokens, targets = loader.next_batch()
-        # Those of the first batch weigh 1, as those of all batches do unless some targets do not count.
-        weights.append(np.count_nonzero(targets != NO_TARGET))
-        losses.append(model.forward(tokens, targets) * (weights[-1] / weights[0]))
-    loss = math.fsum(losses) / (sum(weights) / weights[0])
+        if first + world.rank < count:
+            tokens, targets = loader.next_batch()
+            found.append((np.count_nonzero(targets != NO_TARGET), model.forward(tokens, targets)))
+            loader.skip(world.size - 1)
+    ranks = world.gather(found)
+    found = [ranks[batch % world.size][batch // world.size] for batch in range(count)]
+    # The targets of the first batch weigh 1, as those of all batches do unless some targets do not count.
+    weights = [weight for weight, _ in found]
+    loss = math.fsum(loss * (weight / weights[0]) for weight, loss in found) / (sum(weights) / weights[0])
     print(f"val loss {loss:.6f}", flush=True)
     return loss
 
 
-def _prepare_kernels(optimizer):
+def _prepare_kernels(optimizer, world):
     start = time.perf_counter()
-    prepare_kernels(optimizer=optimizer)
+    # The first rank of each host compiles; the others find the code in its cache.
+    if is_first := world.hosts.index(world.host) == world.rank:
+        prepare_kernels(optimizer=optimizer)
+    world.gather(None)
+    if not is_first:
+        prepare_kernels(optimizer=optimizer)
     print(f"kernels ready after {time.perf_counter() - start:.1f} s", flush=True)

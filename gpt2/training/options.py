@@ -182,7 +182,14 @@ class TrainOptions:
         "-t",
         shown_default=f"{SEQ_LEN}, or as many as the model takes",
     )
-    grad_accum_steps: int = _option(_BATCH, 1, whole(1), "micro-batches whose gradients make one update", "N")
+    grad_accum_steps: int | None = _option(
+        _BATCH,
+        None,
+        whole(1),
+        "micro-batches whose gradients make one update; under mpirun, those of all ranks, the same number on each",
+        "N",
+        shown_default="1, or one a rank",
+    )
     max_steps: int | None = _option(
         _BATCH, None, whole(0), "updates", "N", "-x", on_resume=FREE, shown_default=MAX_STEPS
     )
@@ -306,8 +313,22 @@ class TrainOptions:
         on_resume=FREE,
     )
     seed: int = _option(_RUN, 1337, whole(0), "of random weights, samples, --shuffle and --dropout", "N")
-    threads: int = _option(
-        _RUN, available_threads, whole(1), "the result does not depend on it", "N", on_resume=PROCESS
+    threads: int | None = _option(
+        _RUN,
+        None,
+        whole(1),
+        "the result does not depend on it",
+        "N",
+        on_resume=PROCESS,
+        shown_default="all available CPUs, shared out among ranks",
+    )
+    timeout: int = _option(
+        _RUN,
+        600,
+        whole(1, 10**6),
+        "under mpirun: seconds after which a rank that waits for another in vain ends the run",
+        "S",
+        on_resume=PROCESS,
     )
 
     def __post_init__(self):
@@ -323,6 +344,17 @@ class TrainOptions:
         for name in ("keep_best", "patience"):
             if getattr(self, name) and not self.val_every:
                 raise UserError(f"{flag(name)} needs validations, but --val-every is 0")
+
+    def among(self, world):
+        """Returns these options with what depends on the distributed.World filled in. Raises UserError."""
+        count = self.grad_accum_steps or world.size
+        if count % world.size:
+            raise UserError(
+                f"--grad-accum-steps {count}: these micro-batches do not divide among {world.size} ranks; choose a "
+                f"multiple of {world.size}, or another number of ranks"
+            )
+        threads = self.threads or max(1, available_threads() // world.sharers)
+        return dataclasses.replace(self, grad_accum_steps=count, threads=threads)
 
     @classmethod
     def from_saved(cls, saved):

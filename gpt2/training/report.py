@@ -1,7 +1,9 @@
 """The lines that a run prints about itself."""
 
+import collections
 import contextlib
 import datetime
+import itertools
 import resource
 import sys
 import time
@@ -13,6 +15,7 @@ from gpt2.kernels.engine.target import has_bf16, is_bf16_portable
 from gpt2.kernels.matmul import matmul_nt
 
 _OFFER_ROWS = 256
+_HOSTS_SHOWN = 8
 
 
 def describe(options, state, val_loader):
@@ -43,6 +46,17 @@ def describe(options, state, val_loader):
         f"warm-up {resolved.warmup_steps}, {clip}{dropout}{bf16} | seed {options.seed} | threads {options.threads}",
         flush=True,
     )
+    world = state.world
+    if world.size > 1:
+        counts = collections.Counter(world.hosts)
+        hosts = ", ".join(f"{count} on {host}" for host, count in itertools.islice(counts.items(), _HOSTS_SHOWN))
+        more = f" and {len(counts) - _HOSTS_SHOWN} more hosts" if len(counts) > _HOSTS_SHOWN else ""
+        tokens = options.grad_accum_steps * options.batch_size * resolved.seq_len
+        print(
+            f"[ranks] {world.size}: {hosts}{more} | threads {options.threads} a rank | "
+            f"{options.grad_accum_steps // world.size} micro-batches a rank, {tokens:,} tokens a step over all ranks",
+            flush=True,
+        )
 
 
 def offer_bf16(model, N):
@@ -87,8 +101,13 @@ class StepLines:
     def show(self, record):
         line = (
             "step {step:{width}d}/{max_steps} | train loss {train_loss:.6f} | norm {grad_norm:.4f} | lr {lr:.2e} | "
-            "gradients {gradients_ms:.0f} ms | update {update_ms:.0f} ms | {tokens_per_s:.0f} tok/s"
-        ).format(width=len(str(self._max_steps)), max_steps=self._max_steps, **record)
+            "gradients {gradients_ms:.0f} ms | update {update_ms:.0f} ms | {exchange}{tokens_per_s:.0f} tok/s"
+        ).format(
+            width=len(str(self._max_steps)),
+            max_steps=self._max_steps,
+            exchange=f"exchange {record['exchange_ms']:.0f} ms | " if "exchange_ms" in record else "",
+            **record,
+        )
         if "skipped" in record:
             line += " | skipped: {skipped}, number {skipped_so_far}".format(**record)
         print(f"{line} | {self._time_left(record['step'])} left", flush=True)

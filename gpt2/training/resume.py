@@ -1,7 +1,9 @@
 """What a checkpoint says about its run, and whether other options or data may continue it."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import pathlib
 import platform
 
 from gpt2.errors import UserError, safe_repr
@@ -117,6 +119,17 @@ def incompatible_checkpoint(found):
     return UserError(
         f"{found.state}: not what this version of the trainer saves; resume with the version that saved it"
     )
+
+
+def code_versions():
+    """What must be alike on all ranks of a run: versions, and a hash of the package's sources, whatever the CPU."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    packages = {name: version for name, version in _versions().items() if name != "kernels"}
+    return {f"the version of {name}": version for name, version in packages.items()} | {
+        "the source code of gpt2": digest.hexdigest()[:16]
+    }
 
 
 def _versions():

@@ -7,6 +7,7 @@ import pathlib
 import shlex
 import shutil
 import time
+import zlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,6 +22,7 @@ from gpt2.training import checkpoint, resume
 from gpt2.training.best import BestCheckpoint
 from gpt2.training.health import first_nonfinite
 from gpt2.training.metrics import Metrics
+from gpt2.training.options import flag
 from gpt2.training.run_folder import is_lost, require_lock
 from gpt2.training.samples import Sampler
 from gpt2.training.state import TrainState, Validations
@@ -43,6 +45,7 @@ class Run:
     vocabulary: object
     found: checkpoint.Checkpoint | None = None
     in_place: bool = False
+    is_recorded: bool = False
     saved: int | None = None
     sampler: Sampler | None = None
     before: Iterable[bytes] = ()
@@ -63,6 +66,17 @@ class Run:
     def is_over(self):
         """Whether no step is left to take."""
         return self.state.step >= self.max_steps or self.out_of_patience
+
+    def open(self):
+        """Makes ready what is written beside checkpoints, on rank 0; the others learn what it found there."""
+        with self.state.world.together():
+            if self.state.world.is_first:
+                self.save_vocabulary()
+                self.open_metrics()
+                self.open_best()
+                self.is_recorded = self.metrics.last_step == self.state.step
+        self.state.share()
+        self.is_recorded = self.state.world.of_first(self.is_recorded)
 
     def open_metrics(self):
         """Starts the metrics, or continues those of the run resumed from."""
@@ -135,6 +149,20 @@ class Run:
         escaped = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
         return f"python train_gpt2.py --resume $'{escaped}'"
 
+    def require_same(self):
+        """Raises UserError, before the first step, if a rank has other data, another model or another version."""
+        state = self.state
+        if state.world.size > 1:
+            loaders = {"--train-data": state.loader, "--val-data": self.val_loader}
+            fingerprints = {
+                name: [(entry["tokens"], entry["sha256"]) for entry in loader.fingerprint] if loader else None
+                for name, loader in loaders.items()
+            }
+            model = {"the model": zlib.crc32(state.model.params_flat)}
+            chosen = dataclasses.asdict(state.resolved)
+            choices = {flag(name): value for name, value in chosen.items() if not name.endswith("_data")}
+            state.world.require_same(resume.code_versions() | fingerprints | model | choices)
+
     def require_savable(self):
         """Raises UserError, before the first step, if there is too much to say of the run in a checkpoint."""
         require_savable(self.folder, self._progress())
@@ -147,10 +175,16 @@ class Run:
         state, start = self.state, time.perf_counter()
         if self.saved == state.step or is_lost(self.folder):
             return
-        require_lock(self.folder)
         self._require_finite()
+        chunks = state.world.stream(state.optimizer.state, state.shards)
+        if not state.world.is_first:
+            self.saved = state.step
+            return _send(chunks)
+        require_lock(self.folder)
         self.metrics.sync()
-        written = checkpoint.save(self.folder, state.model, state.optimizer, self._progress(), self.options.keep)
+        written = checkpoint.save(
+            self.folder, state.model, state.optimizer, self._progress(), self.options.keep, chunks
+        )
         self.saved = state.step
         if self.best:
             self.best.settle()
@@ -160,7 +194,10 @@ class Run:
         """Saves the step that was validated as the best so far. Raises UserError as `save` does."""
         state = self.state
         self._require_finite()
-        self.best.save(state.model, state.optimizer, self._progress())
+        chunks = state.world.stream(state.optimizer.state, state.shards)
+        if not state.world.is_first:
+            return _send(chunks)
+        self.best.save(state.model, state.optimizer, self._progress(), chunks)
         print(
             f"new best: val loss {state.validations.loss:.6f} after step {state.step}, saved in {self.best.folder}",
             flush=True,
@@ -173,8 +210,15 @@ class Run:
             self.best.settle()
 
     def _require_finite(self):
-        if not math.isfinite(sum_of_squares(self.state.model.params_flat)):
-            raise UserError(
-                f"after step {self.state.step} the parameters are not finite, first "
-                f"{first_nonfinite(self.state.model)}; that was not saved: try a lower --learning-rate"
-            )
+        with self.state.world.together():
+            if not math.isfinite(sum_of_squares(self.state.model.params_flat)):
+                raise UserError(
+                    f"after step {self.state.step} the parameters are not finite, first "
+                    f"{first_nonfinite(self.state.model)}; that was not saved: try a lower --learning-rate"
+                )
+
+
+def _send(chunks):
+    """Sends what this rank has of a checkpoint to rank 0, which writes it."""
+    for _ in chunks:
+        raise AssertionError("only rank 0 has chunks to write")

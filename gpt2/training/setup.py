@@ -10,6 +10,7 @@ from gpt2.data.conversation_loader import ASSISTANT, ConversationLoader
 from gpt2.data.dataloader import LLMC, DataLoader, bytes_in_memory, expand
 from gpt2.data.texts import refuse_texts
 from gpt2.data.vocabulary import agreed_vocabulary, conversations_vocabulary, model_vocabulary, vocabulary_of
+from gpt2.distributed import SERIAL
 from gpt2.errors import UnavailableError, UserError
 from gpt2.formats import pretrained
 from gpt2.formats.conversation_file import are_conversations
@@ -17,7 +18,7 @@ from gpt2.formats.files import data_dir
 from gpt2.formats.run import best_steps, steps
 from gpt2.machine import BF16, chosen_precision
 from gpt2.model import GPT2
-from gpt2.optimizer import OPTIMIZERS
+from gpt2.optimizer import OPTIMIZERS, shards
 from gpt2.training import resume
 from gpt2.training.best import BEST_AT_ONCE
 from gpt2.training.budget import checkpoint_bytes, require_disk, require_memory
@@ -27,8 +28,11 @@ from gpt2.training.samples import Sampler, readable
 from gpt2.training.state import TrainState
 
 
-def start_run(options, folder):
-    """Returns the Run that TrainOptions ask for, in a locked folder. Raises UserError."""
+def start_run(options, folder, world=SERIAL):
+    """Returns the Run that TrainOptions ask for, in a folder that rank 0 of a distributed.World has locked.
+
+    Raises UserError.
+    """
     train_data = options.train_data or default_data("train")
     refuse_texts(expand(train_data))
     precision = chosen_precision(options.precision)
@@ -38,28 +42,30 @@ def start_run(options, folder):
     talks, vocabulary = _agreed(vocabulary, config, paths)
     if talks:
         config = dataclasses.replace(config, V=max(config.V, vocabulary.size))
-    shown = readable(vocabulary) if options.sample_every else None
+    shown = readable(vocabulary) if options.sample_every and world.is_first else None
     seq_len = config.maxT if talks else min(SEQ_LEN, config.maxT)
     seq_len = seq_len if options.seq_len is None else options.seq_len
-    loaders = _open_data(options, config, seq_len, (train_data, val_data), talks)
+    loaders = _open_data(options, config, seq_len, (train_data, val_data), talks, world)
     model = _initial_model(options, config)
     choices, epochs = RECIPES[talks, model.is_untrained]
     max_steps = _length(options, loaders[0], options.max_steps, epochs)
-    _require_disk(options, config, folder, max_steps)
+    if world.is_first:
+        _require_disk(options, config, folder, max_steps)
     given = {name: getattr(options, name) for name in choices if getattr(options, name) is not None}
     lengths = {"seq_len": seq_len, "max_steps": max_steps}
     resolved = Resolved(train_data, val_data, **choices | given | lengths, precision=precision)
-    run = _make_run(options, folder, (model, vocabulary, shown), loaders, resolved)
+    run = _make_run(options, folder, (model, vocabulary, shown), loaders, resolved, world)
     run.require_savable()
+    run.require_same()
     return run
 
 
-def resume_run(found, options, resolved, anyway, folder):
-    """Returns the Run that continues a checkpoint.Checkpoint in a locked folder.
+def resume_run(found, options, resolved, anyway, folder, world=SERIAL):
+    """Returns the Run that continues a checkpoint.Checkpoint in a folder that rank 0 of a distributed.World has locked.
 
     options, resolved: from resume.resumed_options. anyway: accept other data. Raises UserError.
     """
-    in_place = folder.samefile(found.folder)
+    in_place = world.of_first(world.is_first and folder.samefile(found.folder))
     precision = chosen_precision(resolved.precision)  # the run may have had another CPU
     val_data = resolved.val_data or (_default_val_data(resolved.train_data) if options.val_every else None)
     config = pretrained.load_config(found.model)
@@ -67,14 +73,15 @@ def resume_run(found, options, resolved, anyway, folder):
     talks, vocabulary = _agreed(model_vocabulary(found.model), config, paths)
     if talks and vocabulary.size > config.V:
         raise UserError(f"{paths[0]}: has {vocabulary.size:,} tokens, but the model of the run {config.V:,}")
-    shown = readable(vocabulary) if options.sample_every else None
-    loaders = _open_data(options, config, resolved.seq_len, (resolved.train_data, val_data), talks)
+    shown = readable(vocabulary) if options.sample_every and world.is_first else None
+    loaders = _open_data(options, config, resolved.seq_len, (resolved.train_data, val_data), talks, world)
     max_steps = _length(options, loaders[0], resolved.max_steps)
-    _require_disk(options, config, folder, max_steps - found.step, in_place)
+    if world.is_first:
+        _require_disk(options, config, folder, max_steps - found.step, in_place)
     resolved = dataclasses.replace(resolved, val_data=val_data, max_steps=max_steps, precision=precision)
     resume.say_if_length_changed(found, resolved)
     models = GPT2.load(found.model), vocabulary, shown
-    run = _make_run(options, folder, models, loaders, resolved)
+    run = _make_run(options, folder, models, loaders, resolved, world)
     run.found, run.in_place, run.saved = found, in_place, found.step if in_place else None
     resume.check_data(found, *loaders, anyway)
     resume.restore_position(found, run.state.loader, anyway)
@@ -83,6 +90,7 @@ def resume_run(found, options, resolved, anyway, folder):
     except (KeyError, TypeError, ValueError, OverflowError, UserError) as error:
         raise resume.incompatible_checkpoint(found) from error
     run.require_savable()
+    run.require_same()
     found.load_state(run.state.optimizer)
     print(f"[resume] {found.folder} after step {found.step}{resume.changed_versions(found)}", flush=True)
     return run
@@ -138,14 +146,15 @@ def _agreed(vocabulary, config, paths):
     return talks, agreed_vocabulary(vocabulary, config.V, paths)
 
 
-def _make_run(options, folder, model_parts, loaders, resolved):
+def _make_run(options, folder, model_parts, loaders, resolved, world):
     """model_parts: the model, its vocabulary, and the one to show samples with."""
     model, vocabulary, shown = model_parts
     model.vocabulary, model.bf16 = vocabulary.sha256, resolved.precision == BF16
     train_loader, val_loader = loaders
     make_optimizer = OPTIMIZERS[options.optimizer]
-    optimizer = make_optimizer(model, options.beta1, options.beta2, options.eps, options.weight_decay)
-    run = Run(options, folder, TrainState(model, optimizer, train_loader, resolved), val_loader, vocabulary)
+    shard = shards(model.params_flat.size, world.size)[world.rank]
+    optimizer = make_optimizer(model, options.beta1, options.beta2, options.eps, options.weight_decay, shard)
+    run = Run(options, folder, TrainState(model, optimizer, train_loader, resolved, world), val_loader, vocabulary)
     if shown:
         run.sampler = Sampler(model, shown, options.sample_tokens, options.prompt, options.seed)
     return run
@@ -181,12 +190,13 @@ def _length(options, loader, steps, epochs=None):
     return steps
 
 
-def _require_memory(options, config, seq_len, data_bytes):
+def _require_memory(options, config, seq_len, data_bytes, world):
     """Raises UserError if there is too little memory; data_bytes: what the loaders will hold."""
     # A prompt has at most as many tokens as bytes.
     sample_length = min(config.maxT, max(1, len(options.prompt.encode())) + options.sample_tokens)
-    sample_length = sample_length if options.sample_every else 0
-    require_memory(config, options.batch_size, seq_len, sample_length, data_bytes)
+    sample_length = sample_length if options.sample_every and world.is_first else 0
+    arrays = len(OPTIMIZERS[options.optimizer].STATE)
+    require_memory(config, options.batch_size, seq_len, sample_length, data_bytes, arrays, world)
 
 
 def _require_disk(options, config, folder, left, in_place=False):
@@ -201,10 +211,11 @@ def _require_disk(options, config, folder, left, in_place=False):
     if options.keep_best:
         at_once += BEST_AT_ONCE
         present += len(best_steps(folder)) if in_place else 0
-    require_disk(config, folder, at_once, present * checkpoint_bytes(config))
+    arrays = len(OPTIMIZERS[options.optimizer].STATE)
+    require_disk(config, folder, at_once, present * checkpoint_bytes(config, arrays), arrays)
 
 
-def _open_data(options, config, T, data, talks):
+def _open_data(options, config, T, data, talks, world):
     """Returns the loaders of both splits, that of the validation None if there is none, if there is memory for the run.
 
     data: the token files of both splits. talks: whether those hold conversations. Validation takes smaller batches if
@@ -219,15 +230,27 @@ def _open_data(options, config, T, data, talks):
             raise UserError(f"--shuffle {LLMC}: llm.c has no order for conversations; leave out {LLMC}")
         train_loader = ConversationLoader(train_data, B, T, V, options.seed, options.loss_on, options.grad_accum_steps)
         val_loader = ConversationLoader(val_data, B, T, V, None, options.loss_on) if options.val_every else None
-        _require_memory(options, config, max(loader.widest for loader in (train_loader, val_loader) if loader), 0)
+        widest = max(loader.widest for loader in (train_loader, val_loader) if loader)
+        _require_memory(options, config, widest, 0, world)
+        _require_batches(train_loader, world)
         return train_loader, val_loader
     if options.loss_on != ASSISTANT:
         raise UserError(f"--loss-on {options.loss_on}: is for conversations; of a text, every token has a loss")
     data_bytes = bytes_in_memory(train_data) + (bytes_in_memory(val_data) if options.val_every else 0)
-    _require_memory(options, config, T, data_bytes)
+    _require_memory(options, config, T, data_bytes, world)
     shuffle_seed = {True: options.seed, False: None}.get(options.shuffle, options.shuffle)
     train_loader = DataLoader(train_data, B, T, V, shuffle_seed)
+    _require_batches(train_loader, world)
     return train_loader, DataLoader(val_data, B, T, V, shrink=True) if options.val_every else None
+
+
+def _require_batches(loader, world):
+    """Raises UserError if an epoch has fewer batches than there are ranks to take one each."""
+    if loader.num_batches < world.size:
+        raise UserError(
+            f"{loader.file_names()}: {loader.num_batches:,} batches of {loader.B} sequences, fewer than the "
+            f"{world.size} ranks; start fewer, or choose a smaller --batch-size or --seq-len"
+        )
 
 
 def _initial_model(options, config):

@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 
+from gpt2.distributed import SERIAL
+
 # A person or a supervisor asks: a second one is meant.
 REQUESTS = (signal.SIGINT, signal.SIGTERM)
 # The terminal is gone, the CPU time is used up, a batch system gives notice (Slurm, SGE). These repeat by themselves.
@@ -16,6 +18,9 @@ FATAL = (signal.SIG_DFL, signal.default_int_handler)
 class StopSignals:
     """A context that records the first signal of REQUESTS or NOTICES in `received`: its number, None until it arrives.
 
+    world: a distributed.World. Of several ranks each gets signals at a moment of its own, so `received` is set by
+    `agree` only, on all of them.
+
     It and the first request are acknowledged on standard error. A second request, of either kind, ends the process with
     that signal's status; further notices are ignored. All are handled when the running kernel returns; signals of one
     kind that arrive before that count as one. A signal that would not end the process, because the parent ignores it
@@ -23,8 +28,9 @@ class StopSignals:
     other thread this context does nothing.
     """
 
-    def __init__(self):
+    def __init__(self, world=SERIAL):
         self.received = None
+        self._world, self._own = world, None
         self._requested = False
         self._previous = {}
 
@@ -40,15 +46,23 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def agree(self):
+        """Sets `received` to the signal of the first rank that has got one. All ranks call it at the same point."""
+        if self._world.size > 1 and self.received is None:
+            self.received = self._world.first_of(self._own)
+
     def _handle(self, number, frame):
         if number in REQUESTS:
             if self._requested:
                 _end(number)
             self._requested = True
-        elif self.received is not None:
+        elif self._own is not None:
             return
-        self.received = self.received or number
-        _acknowledge(number)
+        self._own = self._own or number
+        if self._world.size == 1:
+            self.received = self._own
+        if self._world.is_first:
+            _acknowledge(number)
 
 
 def _acknowledge(number):

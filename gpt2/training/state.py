@@ -5,7 +5,9 @@ import math
 
 import numpy as np
 
+from gpt2.distributed import SERIAL
 from gpt2.errors import UserError
+from gpt2.optimizer import shards
 from gpt2.training.health import OutlierDetector
 
 
@@ -48,14 +50,16 @@ class TrainState:
     """A run between two steps.
 
     Attributes: `model`, `optimizer`; `loader`, whose position is that of the next batch; `resolved`, what the options
-    left open (options.Resolved); `step`, steps taken; `record` of the last one, a dict, or None if it is unknown;
-    `updating`, whether a further step has begun to change anything else;
-    `losses`, the last finite "train_loss" and "val_loss"; `skipped`, updates skipped by reason; `outliers`, an
-    OutlierDetector each for losses and gradient norms; `validations`, a Validations.
+    left open (options.Resolved); `world`, the distributed.World that takes the steps, and `shards`, what each of its
+    ranks updates; `step`, steps taken; `record` of the last one, a dict, or None if it is unknown; `updating`, whether
+    a further step has begun to change anything else; `losses`, the last finite "train_loss" and "val_loss"; `skipped`,
+    updates skipped by reason; `outliers`, an OutlierDetector each for losses and gradient norms; `validations`, a
+    Validations.
     """
 
-    def __init__(self, model, optimizer, loader, resolved):
+    def __init__(self, model, optimizer, loader, resolved, world=SERIAL):
         self.model, self.optimizer, self.loader, self.resolved = model, optimizer, loader, resolved
+        self.world, self.shards = world, shards(model.params_flat.size, world.size)
         self.step, self.record, self.updating = 0, {"step": 0}, False
         self.losses = {}
         self.validations = Validations()
@@ -75,6 +79,13 @@ class TrainState:
     def note_loss(self, name, loss):
         if math.isfinite(loss):
             self.losses[name] = loss
+
+    def share(self):
+        """Takes over what rank 0 knows of validations and outliers, which it may have read from files."""
+        values = self.validations, self.losses, {name: each.state for name, each in self.outliers.items()}
+        self.validations, self.losses, outliers = self.world.of_first(values)
+        for name, detector in self.outliers.items():
+            detector.state = outliers[name]
 
     def to_dict(self):
         """Returns all but the arrays as a dict for JSON; parameters and moments are files' own (checkpoint.save)."""

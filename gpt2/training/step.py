@@ -1,5 +1,6 @@
 """One step of training: micro-batches, then an update of the parameters, or a reason to skip it."""
 
+import itertools
 import math
 import time
 
@@ -8,17 +9,18 @@ import numpy as np
 from gpt2.errors import UserError
 from gpt2.kernels.dropout import Dropout
 from gpt2.model import NO_TARGET
-from gpt2.optimizer import clip_scale, gradient_norm, learning_rate
+from gpt2.optimizer import clip_scale, learning_rate, norm_of
 from gpt2.training.health import first_nonfinite, first_nonfinite_gradient
 
 
 def train_step(state, options):
     """Takes the next step of a TrainState; returns its record, a dict for metrics.jsonl.
 
-    Raises UserError if a loss or gradient is not finite and options.skip_nonfinite does not cover it; then the state's
+    Each rank of state.world computes its share of the micro-batches and updates its shard of the parameters. Raises
+    UserError if a loss or gradient is not finite and options.skip_nonfinite does not cover it; then the state's
     parameters may be lost.
     """
-    step, resolved = state.step + 1, state.resolved
+    step, resolved, world = state.step + 1, state.resolved, state.world
     lr = learning_rate(
         state.step,
         resolved.lr_schedule,
@@ -28,12 +30,15 @@ def train_step(state, options):
         options.final_lr_fraction,
     )
     epoch = state.loader.epoch
-    start = time.perf_counter()
-    loss, tokens, where = _gradients(state, options)
-    middle = time.perf_counter()
+    start, exchanged = time.perf_counter(), world.exchanged
+    losses, tokens, where = _gradients(state, options)
+    middle, exchanged_before = time.perf_counter(), world.exchanged - exchanged
     state.updating = True
-    norm, skipped = _update(state, options, loss, lr)
-    end = time.perf_counter()
+    loss, tokens, norm = _combine(state, options, losses, tokens)
+    norm, skipped = _update(state, options, loss, norm, lr)
+    if not skipped:
+        world.all_gather(state.model.params_flat, state.shards)
+    end, exchanged = time.perf_counter(), world.exchanged - exchanged
     seconds = max(end - start, 1e-9)  # a clock may stand still
     record = {
         "step": step,
@@ -41,51 +46,60 @@ def train_step(state, options):
         "train_loss": loss,
         "grad_norm": norm,
         "lr": lr,
-        "gradients_ms": 1e3 * (middle - start),
-        "update_ms": 1e3 * (end - middle),
+        "gradients_ms": 1e3 * (middle - start - exchanged_before),
+        "update_ms": 1e3 * (end - middle - (exchanged - exchanged_before)),
         "tokens_per_s": tokens / seconds,
     }
+    if world.size > 1:
+        record["exchange_ms"] = 1e3 * exchanged
     if skipped:
         state.skipped[skipped] += 1
         record |= {"skipped": skipped, "skipped_so_far": state.skipped[skipped]}
         if skipped == "nonfinite" and state.skipped[skipped] > options.skip_nonfinite:
-            raise UserError(
-                f"step {step}: the loss is {loss}, the gradient's norm {norm}; the first number that is not finite is "
-                f"in {where()}; nothing of this step was saved: try a lower --learning-rate, or --skip-nonfinite"
-            )
+            with world.together():
+                raise UserError(
+                    f"step {step}: the loss is {loss}, the gradient's norm {norm}; the first number that is not finite "
+                    f"is in {_first_place(world, where)}; nothing of this step was saved: try a lower --learning-rate, "
+                    "or --skip-nonfinite"
+                )
     state.finish_step(record)
     return record
 
 
 def _gradients(state, options):
-    """Computes the gradients of the step's micro-batches, summed up.
+    """Computes the gradients of this rank's micro-batches of the step, summed up.
 
-    Returns (mean loss, tokens, a function that says where the first number that is not finite came up).
+    Returns (the losses, each as its part of the step's mean; tokens; a function that returns the tensor in which the
+    first number came up that is not finite, None if that is of the gradients alone, and a description of both).
     """
-    model, loader, count = state.model, state.loader, options.grad_accum_steps
-    loss, tensor, batch = 0.0, None, loader.position
-    start = batch
+    model, loader, world, count = state.model, state.loader, state.world, options.grad_accum_steps
+    own, losses, tensor, start = count // world.size, [], None, loader.position
     try:
-        batches = [_next_batch(loader, options) for _ in range(count)]
+        loader.skip(world.rank * own)
+        batch = loader.position
+        batches = [_next_batch(loader, options) for _ in range(own)]
+        if not options.overfit_single_batch:
+            loader.skip(count - (world.rank + 1) * own)
         counts = [np.count_nonzero(targets != NO_TARGET) for _, _, targets in batches]
-        for micro_step, (position, tokens, targets) in enumerate(batches):
-            compute = model.add_gradients if micro_step else model.overwrite_gradients
-            dropout = Dropout(options.dropout, options.seed, state.step + 1, micro_step)
+        total = sum(world.gather(sum(counts)))
+        for i, (position, tokens, targets) in enumerate(batches):
+            compute = model.add_gradients if i else model.overwrite_gradients
+            dropout = Dropout(options.dropout, options.seed, state.step + 1, world.rank * own + i)
             # Each target of the step counts alike, wherever it is; the update divides by the micro-batches' number.
-            weight = counts[micro_step] * count / sum(counts)
+            weight = counts[i] * count / total
             batch_loss = compute(tokens, targets, dropout, weight)
             if not (math.isfinite(batch_loss) or tensor):
                 tensor, batch = first_nonfinite(model), position
-            loss += batch_loss * weight / count
+            losses.append(batch_loss * weight / count)
     except BaseException:
         loader.position = start  # the step may be saved as not begun
         raise
 
     def where():
-        others = f" (or the {count - 1} after it)" if count > 1 and not tensor else ""
-        return f"{tensor or first_nonfinite_gradient(model)}; batch: {loader.where(batch)}{others}"
+        others = f" (or the {own - 1} after it)" if own > 1 and not tensor else ""
+        return tensor, f"{tensor or first_nonfinite_gradient(model)}; batch: {loader.where(batch)}{others}"
 
-    return loss, sum(tokens.size for _, tokens, _ in batches), where
+    return losses, sum(tokens.size for _, tokens, _ in batches), where
 
 
 def _next_batch(loader, options):
@@ -95,20 +109,49 @@ def _next_batch(loader, options):
     return loader.position, *loader.next_batch()
 
 
-def _update(state, options, loss, lr):
+def _combine(state, options, losses, tokens):
+    """Adds up what the ranks have: each shard's gradients on its own rank, the rest on all.
+
+    Returns (the loss, tokens, the norm of the gradients' sum, or None if the update is to measure it).
+    """
+    world, optimizer = state.world, state.optimizer
+    world.reduce_scatter(state.model.grads_flat, state.shards)
+    is_measured = world.size > 1 or _is_watched(state, options) or not math.isfinite(sum(losses))
+    if is_measured:
+        optimizer.measure()
+    ranks = world.gather((losses, tokens, optimizer.squares if is_measured else None))
+    loss = sum(itertools.chain.from_iterable(losses for losses, _, _ in ranks))
+    norm = norm_of(np.concatenate([squares for _, _, squares in ranks])) if is_measured else None
+    return loss, sum(tokens for _, tokens, _ in ranks), norm
+
+
+def _update(state, options, loss, norm, lr):
     """Updates the parameters, unless there is a reason not to.
 
-    Returns (the gradient's norm, None or the reason: "nonfinite" or "spike").
+    Returns (the norm of the mean gradient, None or the reason: "nonfinite" or "spike").
     """
     optimizer, clip, scale = state.optimizer, state.resolved.grad_clip, 1 / options.grad_accum_steps
-    if math.isfinite(loss) and not (clip or options.skip_nonfinite or options.skip_spikes):
+    if norm is None:
         # The norm is a by-product of the update's own pass over the gradients.
         norm = scale * optimizer.step(lr, scale)
         return norm, None if math.isfinite(norm) else "nonfinite"
-    norm = scale * gradient_norm(state.model)
+    norm *= scale
     if not (math.isfinite(loss) and math.isfinite(norm)):
         return norm, "nonfinite"
-    scores = state.outliers["train_loss"].update(loss), state.outliers["grad_norm"].update(norm)
-    if options.skip_spikes and any(score > options.skip_spikes for score in scores):
-        return norm, "spike"
-    return scale * optimizer.step(lr, scale * clip_scale(norm, clip)), None
+    if _is_watched(state, options):
+        scores = state.outliers["train_loss"].update(loss), state.outliers["grad_norm"].update(norm)
+        if options.skip_spikes and any(score > options.skip_spikes for score in scores):
+            return norm, "spike"
+    optimizer.step(lr, scale * clip_scale(norm, clip))
+    return norm, None
+
+
+def _is_watched(state, options):
+    """Whether the update depends on the norm."""
+    return bool(state.resolved.grad_clip or options.skip_nonfinite or options.skip_spikes)
+
+
+def _first_place(world, where):
+    """Describes where the first number is that is not finite, on whichever rank it came up."""
+    places = world.gather(where())
+    return next((place for tensor, place in places if tensor), places[0][1])

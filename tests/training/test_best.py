@@ -178,10 +178,10 @@ def test_the_best_of_an_earlier_run_that_saved_nothing_else_is_set_aside():
 def test_a_best_that_cannot_be_saved_leaves_the_one_before_and_a_run_to_resume(folder, monkeypatch):
     write = checkpoint.write
 
-    def full_disk(folder, model, optimizer, progress, locked):
+    def full_disk(folder, model, optimizer, progress, *rest):
         if folder.name == "best" and progress["step"] == 15:
             raise UserError("best: the disk is full")
-        return write(folder, model, optimizer, progress, locked)
+        return write(folder, model, optimizer, progress, *rest)
 
     monkeypatch.setattr(checkpoint, "write", full_disk)
     with pytest.raises(UserError, match="the disk is full"):
@@ -267,7 +267,7 @@ def test_patience_counts_a_validation_once_however_often_it_is_repeated(monkeypa
 
 
 def test_losses_that_are_not_finite_are_no_best(monkeypatch):
-    monkeypatch.setattr(loop, "_validate", lambda model, loader, batches, stop: float("nan"))
+    monkeypatch.setattr(loop, "_validate", lambda *arguments: float("nan"))
     result = train(options(patience=2))
     assert result.state.step == 3 and not pathlib.Path("out/best").exists()
 

@@ -19,7 +19,7 @@ POSITIVE |= SIZES | {"epochs"}
 NUMBERS = {"learning_rate", "weight_decay", "grad_clip", "skip_spikes"}
 # What may be left to the run.
 OPEN = {"train_data", "val_data", "learning_rate", "lr_schedule", "warmup_steps", "grad_clip"}
-OPEN |= SIZES | {"size", "seq_len", "max_steps", "epochs"}
+OPEN |= SIZES | {"size", "seq_len", "max_steps", "epochs", "grad_accum_steps", "threads"}
 BAD_NUMBERS = ["1", True, [1], float("nan"), float("inf")]
 BAD = (
     {name: [(), ("",), ("a", ""), ("a", 1), "", "a\0b", 1, {"a": 1}] for name in PATHS}
@@ -38,6 +38,8 @@ BAD = (
         "precision": ["", "bfloat16", 1, ["bf16"]],
         "prompt": [1, "a lone surrogate \udcff", b"text"],
         "threads": [1.0, "1", True, 2**31],
+        "timeout": [0, 10**6 + 1, 1.0, "1", True],
+        "optimizer": ["", "sgd", 1],
     }
 )
 
@@ -86,7 +88,7 @@ def test_what_depends_on_weights_and_data_is_left_open_by_default():
 def test_options_are_saved_and_read_as_json_but_for_those_of_the_process():
     options = TrainOptions(train_data=["a", "b"], grad_clip=0.0, prompt="\u00e9", threads=1, out_dir="other", seed=3)
     saved = json.loads(json.dumps(options.to_save()))
-    assert saved.keys() == set(NAMES) - {"threads", "out_dir"}
+    assert saved.keys() == set(NAMES) - {"threads", "out_dir", "timeout"}
     restored = TrainOptions.from_saved(saved)
     assert dataclasses.replace(restored, threads=1, out_dir="other") == options
     assert TrainOptions.from_saved({"batch_size": 7}) == TrainOptions(batch_size=7)
@@ -128,7 +130,7 @@ def test_what_a_run_settled_on_is_read_back():
 def test_a_resumed_run_may_change_only_what_leaves_it_the_same_run():
     policies = {policy: {name for name in NAMES if on_resume(name) == policy} for policy in (CONTENTS, FREE, PROCESS)}
     assert policies[CONTENTS] == PATHS
-    assert policies[PROCESS] == {"out_dir", "threads"}
+    assert policies[PROCESS] == {"out_dir", "threads", "timeout"}
     length, kept = {"max_steps", "epochs", "patience"}, {"checkpoint_every", "keep", "keep_best"}
     shown = {"val_every", "val_batches", "sample_every", "sample_tokens", "prompt"}
     assert policies[FREE] == length | kept | shown | {"skip_nonfinite", "skip_spikes"}

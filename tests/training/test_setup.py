@@ -9,11 +9,12 @@ import pytest
 
 from gpt2 import GPT2, GPT2Config, machine
 from gpt2.data.trained_vocabulary import characters
+from gpt2.distributed import SERIAL
 from gpt2.errors import UserError
 from gpt2.formats import training_state
 from gpt2.formats.llmc import save_model, write_tokens
 from gpt2.machine import available_threads, set_threads
-from gpt2.optimizer import AdamW
+from gpt2.optimizer import OPTIMIZERS, Optimizer
 from gpt2.training import checkpoint, setup
 from gpt2.training.loop import resume, train
 from gpt2.training.options import FINE_TUNING, FROM_SCRATCH, TrainOptions
@@ -40,7 +41,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def start(**changes):
-    return setup.start_run(dataclasses.replace(OPTIONS, **changes), pathlib.Path("out"), AdamW)
+    return setup.start_run(dataclasses.replace(OPTIONS, **changes).among(SERIAL), pathlib.Path("out"))
 
 
 def write_data(name, count):
@@ -161,12 +162,12 @@ def test_the_model_is_the_one_named_and_the_recipe_its_own():
     assert dataclasses.asdict(start(**given).state.resolved).items() >= given.items()
 
 
-def test_the_optimizer_may_be_a_subclass():
-    class Lion(AdamW):
+def test_the_optimizer_is_the_one_named_with_the_settings_given(monkeypatch):
+    class Lion(Optimizer):
         pass
 
-    options = dataclasses.replace(OPTIONS, beta1=0.1, beta2=0.2, eps=0.3, weight_decay=0.4)
-    optimizer = setup.start_run(options, pathlib.Path("out"), Lion).state.optimizer
+    monkeypatch.setitem(OPTIMIZERS, "lion", Lion)
+    optimizer = start(optimizer="lion", beta1=0.1, beta2=0.2, eps=0.3, weight_decay=0.4).state.optimizer
     assert type(optimizer) is Lion
     assert (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay) == (0.1, 0.2, 0.3, 0.4)
 
