@@ -286,6 +286,16 @@ class GPT2:
         matmul_nt(out, last, self.params["wte"], self.bf16)
         return out[:, : self.config.V]
 
+    def attention(self, tokens, layer):
+        """Returns the attention probabilities of one layer, (B,NH,T,T): a row is a query's, over the keys up to it.
+
+        The kernels keep no such matrix, so each call runs a forward pass. tokens: as in `forward`. layer: 0 to L - 1.
+        """
+        if not 0 <= layer < self.config.L:
+            raise UserError(f"layer {layer}: the model's layers are 0 to {self.config.L - 1}")
+        self.forward(tokens)
+        return attention_probabilities(self.acts["qkv"][layer], self.config.NH)
+
     def _begin(self, tokens, targets):
         """Returns the batch as int32 copies, checked, with the activations ready for it."""
         tokens, targets = self._checked(tokens), None if targets is None else self._checked(targets, NO_TARGET)
@@ -450,6 +460,19 @@ class GPT2:
             return self.scratch["dresidual"]
         dropout_forward(self.scratch["ln"], self.scratch["dresidual"], mask)
         return self.scratch["ln"]
+
+
+def attention_probabilities(qkv, NH):
+    """Returns softmax(q k^T / sqrt(HS)), causal: (B,NH,T,T), for qkv (B,T,3C), of the same dtype."""
+    B, T, channels = qkv.shape
+    HS = channels // (3 * NH)
+    q, k, _ = qkv.reshape(B, T, 3, NH, HS).transpose(2, 0, 3, 1, 4)
+    scores = q @ k.swapaxes(-1, -2) / qkv.dtype.type(np.sqrt(HS))
+    scores[..., ~np.tri(T, dtype=bool)] = -np.inf
+    scores -= scores.max(axis=-1, keepdims=True)
+    probabilities = np.exp(scores, out=scores)
+    probabilities /= probabilities.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def _mask(dropout, l, place):

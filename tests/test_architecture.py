@@ -9,8 +9,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the bottom up: a layer imports itself and the layers before it.
-LAYERS = ("kernels", "core", "formats", "data", "inference", "training", "commands")
+LAYERS = ("kernels", "core", "formats", "data", "inference", "training", "pages", "commands")
 COMMANDS = {"arguments", "prepare", "generate", "chat", "evaluate", "convert", "verify", "profile", "checkpoint"}
+COMMANDS |= {"inspect", "report"}
 KERNEL_LIBRARIES = {"numba", "llvmlite"}
 # GPT2.load and GPT2.from_pretrained stand where a reader looks for them; the package registers the kernels' warm-up.
 EXCEPTIONS = {("gpt2.model", "gpt2.formats"), ("gpt2", "gpt2.inference.warmup")}
@@ -82,6 +83,8 @@ def test_a_run_that_downloads_nothing_does_not_load_what_would():
         ("gpt2.data.dataset", "import gpt2.inference.decoder"),
         ("gpt2.inference.sampling", "from gpt2.training import loop"),
         ("gpt2.training.loop", "from gpt2 import generate"),
+        ("gpt2.training.loop", "from gpt2.pages import page"),
+        ("gpt2.pages.page", "from gpt2 import inspect"),
     ],
 )
 def test_a_wrong_arrow_is_found(module, source):

@@ -570,3 +570,23 @@ def test_flat_arrays_are_changed_in_place_and_not_replaced():
     for name in ("params_flat", "grads_flat"):
         with pytest.raises(AttributeError, match=f"{name}: other arrays are views of it"):
             setattr(model, name, getattr(model, name).copy())
+
+
+@both_precisions(1e-5, 1e-12)
+def test_attention_equals_the_reference(dtype, tolerance):
+    model = make(WIDE, 1, dtype)
+    tokens, _ = random_batch(WIDE, 2, 90, np.random.default_rng(2))
+    _, trace = reference.forward(model.params, WIDE, tokens)
+    for layer in range(WIDE.L):
+        found = model.attention(tokens, layer)
+        assert found.dtype == dtype
+        expected = reference.softmax(reference.attention_scores(trace[layer]["qkv"], WIDE.NH))
+        assert_close(found, expected, tolerance)
+        assert not np.triu(found, 1).any()
+        assert np.allclose(found.sum(axis=-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [-1, 2])
+def test_attention_of_a_layer_that_is_not_there(layer):
+    with pytest.raises(UserError, match=f"layer {layer}: the model's layers are 0 to 1"):
+        make(TINY, 1).attention([[1, 2]], layer)

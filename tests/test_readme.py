@@ -34,6 +34,7 @@ SCRIPTS = {
     "bench/generate.py": "bench.generate",
 }
 MODULES = ("prepare", "generate", "chat", "evaluate", "convert", "checkpoint", "verify", "profile")
+MODULES += ("inspect", "report")
 COMMANDS = [*(f"gpt2.{module}" for module in MODULES), "tests.soak"]  # started by python -m
 
 
@@ -206,6 +207,7 @@ def test_every_option_named_in_the_text_exists(monkeypatch):
     known = set()
     arguments = {"prepare": ["a", "--name", "a"], "convert": ["a", "b"], "verify": ["a", "b"], "checkpoint": ["a"]}
     arguments |= {"evaluate": ["--model", "gpt2", "--data", "a"], "chat": ["--model", "gpt2"]}
+    arguments |= {"inspect": ["--model", "gpt2", "--text", "a", "-o", "a"], "report": ["a"]}
     for name in [*SCRIPTS.values(), *COMMANDS]:
         with monkeypatch.context() as patch:
             known |= parse(name, arguments.get(name.partition(".")[2], []), patch)._option_string_actions.keys()

@@ -249,7 +249,7 @@ def test_updates_left_out_before_do_not_end_a_run_that_tolerates_fewer(folder, m
 
 def test_a_save_that_was_interrupted_is_brought_to_its_end_even_if_no_step_is_left(folder):
     pathlib.Path("parts/checkpoints.json").write_text(json.dumps({"step": 9}))
-    left = [pathlib.Path("parts", f".{name}.abcdefgh") for name in ("loss.png", "metrics_before.jsonl")]
+    left = [pathlib.Path("parts", f".{name}.abcdefgh") for name in ("loss.png", "report.html", "metrics_before.jsonl")]
     for path in left:
         path.touch()
     resume("parts", "--keep", "3")

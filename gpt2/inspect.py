@@ -1,0 +1,43 @@
+"""Makes a page of what a model thinks of a text. `python -m gpt2.inspect --help` lists the options."""
+
+import argparse
+
+from gpt2.arguments import add_model, add_threads
+from gpt2.errors import run_command
+from gpt2.machine import set_threads
+from gpt2.pages import inspection, page
+
+
+def parse_arguments(arguments=None):
+    """Returns the options as a namespace."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gpt2.inspect",
+        description="Writes one HTML page that shows what a model does with a text: each token's loss, probability and "
+        "likelier tokens, the attention of every head, what each layer would predict, and the residual stream's norms.",
+    )
+    add_model(parser, required=True)
+    add = parser.add_argument
+    add("--text", required=True, metavar="TEXT", help=f"text of at most {inspection.MOST_TOKENS} tokens")
+    add(
+        "--against",
+        metavar="NAME|FILE.bin|DIR",
+        help="a second model of the same vocabulary, such as another checkpoint of the run, shown beside the first",
+    )
+    add("--output", "-o", required=True, metavar="FILE.html", help="the page to write")
+    add("--force", action="store_true", help="replace an existing page")
+    add_threads(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse_arguments(arguments)
+    set_threads(options.threads)
+    page.require_free(options.output, inspection.KIND, options.force)
+    written, count, losses = inspection.inspect(options.model, options.text, options.against)
+    page.write(options.output, written)
+    shown = "".join(f", loss {loss:.4f}" for loss in losses if loss is not None)
+    print(f"wrote {options.output}: {count} token{'s' if count > 1 else ''}{shown}, {len(written) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run_command(main)
