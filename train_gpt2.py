@@ -1,9 +1,6 @@
 """Trains GPT-2 on the CPU. `python train_gpt2.py --help` lists the options; the loop is gpt2/training/loop.py."""
 
 import argparse
-import contextlib
-import os
-import sys
 import time
 
 from gpt2 import distributed
@@ -42,7 +39,7 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     """Trains as the command line says; returns the exit status."""
     started, world = time.perf_counter(), distributed.world()
-    given, folder, anyway = _parsed_on_all(world, arguments)
+    given, folder, anyway = distributed.parsed_on_all(world, parse_arguments, arguments)
     with world.together():
         options = TrainOptions(**given)
     result = train(options) if folder is None else resume(folder, given, anyway)
@@ -52,24 +49,6 @@ def main(arguments=None):
         memory = f"peak memory {max(peaks) / 1e9:.2f} GB{' of a rank' if world.size > 1 else ''}"
         print(f"{result.state.step} steps, {minutes:.1f} minutes, {memory}", flush=True)
     return result.exit_status
-
-
-def _parsed_on_all(world, arguments):
-    """Does what `parse_arguments` does on all ranks; ends all, with what the first one prints, if one ends."""
-    parsed, status = None, None
-    with contextlib.ExitStack() as stack:
-        if not world.is_first:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
-        try:
-            parsed = parse_arguments(arguments)
-        except SystemExit as ended:
-            status = ended.code or 0
-    status = world.first_of(status)
-    if status is not None:
-        sys.exit(status)
-    return parsed
 
 
 if __name__ == "__main__":

@@ -66,6 +66,26 @@ def generation_tables(entry):
     return f"{_aligned(rows)}\n\n{_aligned(goals)}"
 
 
+def scaling_tables(entry):
+    """Returns the tables of scaling.py to print; a missed goal ends in "!"."""
+    parts = ("step_ms", "gradients_ms", "update_ms", "exchange_ms")
+    steps = [("ranks", *(f"{part.removesuffix('_ms')}, ms" for part in parts), "peak, GB a rank")]
+    for ranks, found in entry["steps"].items():
+        steps.append((ranks, *(f"{found[part]:,.1f}" for part in parts), f"{found['peak_bytes'] / 1e9:.2f}"))
+    ratio = entry["ratio"]
+    missed = "" if ratio["median"] <= ratio["target"] else " !"
+    goal = f"step, 2 ranks / 1: {_spread(ratio, 3)}, target <={ratio['target']:.2f}{missed}"
+    exchanges = [("exchange", "", "ms", "lowest", "target", "GB/s")]
+    for way, kinds in entry["exchanges"].items():
+        for kind, found in kinds.items():
+            target = found["target_ms"]
+            missed = "" if target is None or found["ms"] <= target else " !"
+            target = "" if target is None else f"<={target:.0f}{missed}"
+            ms, lowest = (f"{found[name]:.1f}" for name in ("ms", "lowest_ms"))
+            exchanges.append((way, kind, ms, lowest, target, f"{found['gb_per_s']:.2f}"))
+    return f"{_aligned(steps)}\n\n{goal}\n\n{_aligned(exchanges)}"
+
+
 def _spread(values, digits):
     median, lowest, highest = (f"{values[name]:.{digits}f}" for name in ("median", "lowest", "highest"))
     return f"{median} ({lowest}-{highest})"
@@ -145,4 +165,38 @@ def draw_generation(entry, path):
     axes.grid(axis="x", alpha=0.3)
     tokens = f"{case['new']} tokens after a prompt of {case['prompt']}"
     axes.set_title(f"tokens a second, {tokens}, {entry['threads']} threads: higher is better")
+    figure.savefig(path, dpi=120)
+
+
+def draw_scaling(entry, path):
+    """Plots the efficiency that scaling.py reckoned by nodes, with what it measured on 2 ranks, and the exchanges."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for i, (name, line) in enumerate(entry["reckoned"].items()):
+        colour, style = f"C{i % 3}", "-" if i < 3 else "--"
+        left.plot([int(nodes) for nodes in line], [100 * value for value in line.values()], style, color=colour)
+        left.lines[-1].set_label(f"reckoned: {name}")
+    ratio = entry["ratio"]
+    measured, best, worst = (100 / ratio[name] for name in ("median", "lowest", "highest"))
+    left.errorbar(2, measured, yerr=[[measured - worst], [best - measured]], fmt="o", color="black", capsize=4)
+    tokens = entry["B"] * entry["T"] * entry["accumulation"]
+    left.containers[-1].set_label(f"measured: 2 ranks of 1 thread in one machine, {tokens:,} tokens a step")
+    left.set_xscale("log", base=2)
+    left.set_xticks([2**i for i in range(11)], [2**i for i in range(11)])
+    left.set_ylim(0, max(105, best + 5))
+    left.set_xlabel("nodes")
+    left.set_title("efficiency in %, strong scaling, 524,288 tokens a step")
+    left.grid(alpha=0.3)
+    left.legend(loc="lower left", fontsize=8)
+    bars = [(f"{way}, {kind}", found) for way, kinds in entry["exchanges"].items() for kind, found in kinds.items()]
+    for y, (_, found) in enumerate(bars):
+        right.barh(y, found["ms"], color="lightgrey" if found["target_ms"] is None else "tab:blue")
+        right.annotate(f"{found['ms']:.0f}", (found["ms"], y), va="center", fontsize=9)
+        target = np.nan if found["target_ms"] is None else found["target_ms"]
+        right.plot(target, y, "|", color="black", markersize=18, markeredgewidth=2, label="" if y else "target")
+    right.set_yticks(range(len(bars)), [name for name, _ in bars])
+    right.set_ylim(len(bars) - 0.5, -0.5)
+    right.grid(axis="x", alpha=0.3)
+    right.legend(loc="lower right")
+    right.set_title(f"measured: {entry['parameters']:,} floats between 2 ranks, ms")
     figure.savefig(path, dpi=120)

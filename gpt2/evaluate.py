@@ -6,13 +6,16 @@ import json
 import os
 import pathlib
 import sys
+import zlib
 
+from gpt2 import distributed
 from gpt2.arguments import add_model, add_threads
 from gpt2.data.dataloader import DataLoader, expand
 from gpt2.data.hellaswag import count_examples
 from gpt2.data.vocabulary import GPT2Vocabulary, agreed_vocabulary, extends, model_vocabulary
+from gpt2.distributed import SERIAL
 from gpt2.errors import UserError, from_os_error, run_command
-from gpt2.formats.files import atomic_write, open_to_read
+from gpt2.formats.files import atomic_write, open_to_read, sha256
 from gpt2.formats.run import parse_json_object
 from gpt2.inference.chat_evaluation import evaluate_chat, read_talks
 from gpt2.inference.evaluation import (
@@ -24,8 +27,8 @@ from gpt2.inference.evaluation import (
     llmc_val_loss,
     token_lengths,
 )
-from gpt2.inference.warmup import prepare_kernels
-from gpt2.machine import set_threads
+from gpt2.inference.warmup import prepare_kernels_on_all
+from gpt2.machine import available_threads, set_threads
 from gpt2.model import GPT2
 from gpt2.output import lossy_output
 
@@ -75,6 +78,7 @@ def parse_arguments(arguments=None):
         "nothing else",
     )
     add_threads(parser)
+    parser.set_defaults(threads=None)  # among ranks it depends on how many share the CPUs
     options = parser.parse_args(arguments)
     if not (options.data or options.hellaswag or options.chat):
         parser.error("nothing to evaluate: give --data, --hellaswag or --chat")
@@ -89,26 +93,42 @@ def parse_arguments(arguments=None):
     return options
 
 
-def evaluate(options):
-    """Runs the evaluations that the options name, prints the results, and returns them as a dict for JSON."""
+def evaluate(options, world=SERIAL):
+    """Runs the evaluations that the options name, prints the results, and returns them as a dict for JSON.
+
+    The ranks of a distributed.World share out --data, without --compat, and --hellaswag; the rest each does in full.
+    """
     model = GPT2.from_pretrained(options.model, writable=False)
     if options.hellaswag:
         count_examples(options.hellaswag, model.config)  # report a bad file before spending time on --data
     vocabulary = _checked_vocabulary(model, options)
     talks = read_talks(options.chat, vocabulary, model.config) if options.chat else None
-    prepare_kernels()
+    _require_same(world, model, options)
+    prepare_kernels_on_all(world)
     results = {"model": options.model}
     if options.data and options.compat:
         results["llmc"] = _evaluate_as_llmc(model, options)
     elif options.data:
-        results["data"] = _evaluate_data(model, vocabulary, options)
+        results["data"] = _evaluate_data(model, vocabulary, options, world)
     if options.hellaswag:
-        results["hellaswag"] = {"file": options.hellaswag} | evaluate_hellaswag(model, options.hellaswag)
+        results["hellaswag"] = {"file": options.hellaswag} | evaluate_hellaswag(model, options.hellaswag, world)
         _print_hellaswag(results["hellaswag"])
     if talks:
         results["chat"] = {"file": options.chat} | evaluate_chat(model, vocabulary, talks)
         _print_chat(results["chat"])
     return results
+
+
+def _require_same(world, model, options):
+    """Raises UserError if a rank has other options, files or versions."""
+    if world.size == 1:
+        return
+    from gpt2.training.resume import code_versions
+
+    values = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name != "threads"}
+    files = {"--data": expand(options.data or []), "--hellaswag": [options.hellaswag] if options.hellaswag else []}
+    contents = {f"what {name} names": [sha256(path) for path in paths] for name, paths in files.items()}
+    world.require_same(code_versions() | values | contents | {"the model": zlib.crc32(model.params_flat)})
 
 
 def _checked_vocabulary(model, options):
@@ -127,7 +147,7 @@ def _evaluate_as_llmc(model, options):
     return {"files": options.data, "B": B, "T": T, "batches": LLMC_BATCHES, "val_loss": loss}
 
 
-def _evaluate_data(model, vocabulary, options):
+def _evaluate_data(model, vocabulary, options, world):
     config = model.config
     T = options.seq_len or config.maxT
     _check_length(T, config)
@@ -144,7 +164,7 @@ def _evaluate_data(model, vocabulary, options):
         token_bytes = None
     B = options.batch_size or max(1, BATCH_TOKENS // T)
     result = {"files": options.data, "T": T, "stride": stride}
-    result |= evaluate_split(model, shards, B, T, stride, token_bytes)
+    result |= evaluate_split(model, shards, B, T, stride, token_bytes, world)
     _print_split(result)
     return result
 
@@ -186,18 +206,27 @@ def _plus_minus(error):
 
 
 def main(arguments=None):
-    options = parse_arguments(arguments)
-    set_threads(options.threads)
+    world = distributed.world()
+    with world.together():
+        options = distributed.parsed_on_all(world, parse_arguments, arguments)
+    with world.as_one(), world.together():
+        _evaluate_and_write(options, world)
+
+
+def _evaluate_and_write(options, world):
+    set_threads(max(1, available_threads() // world.sharers) if options.threads is None else options.threads)
     if options.json is None:
-        evaluate(options)
+        evaluate(options, world)
     elif options.json == "-":
-        with contextlib.redirect_stdout(sys.stderr):
-            results = evaluate(options)
+        with contextlib.redirect_stdout(sys.stderr if world.is_first else sys.stdout):
+            results = evaluate(options, world)
         print(_as_json(results))
     else:
-        path = _results_path(options.json)
+        path = _results_path(options.json) if world.is_first else None
         with lossy_output(then_raise=True):
-            _write(path, _as_json(evaluate(options)) + "\n")
+            results = evaluate(options, world)
+            if world.is_first:
+                _write(path, _as_json(results) + "\n")
 
 
 def _as_json(results):

@@ -1,6 +1,7 @@
 """Where a training step goes, layer by layer and kernel by kernel: `python -m gpt2.profile -b 4 -t 64`."""
 
 import argparse
+import math
 
 from gpt2.arguments import add_threads
 from gpt2.config import PRESETS
@@ -10,6 +11,7 @@ from gpt2.machine import BF16, FLOAT32, PRECISIONS, chosen_precision, set_thread
 from gpt2.memory import require
 from gpt2.model import activations_size
 from gpt2.training.profiler import PEAK_NUMBERS, profile
+from gpt2.training.scaling import reckon
 
 
 def main(arguments=None):
@@ -23,17 +25,32 @@ def main(arguments=None):
     parser.add_argument("--size", choices=PRESETS, default="gpt2", help="the model's sizes; its weights are random")
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="steps to measure")
     parser.add_argument("--precision", choices=PRECISIONS, default=FLOAT32, help="of the factors of matrix products")
+    help_text = "instead, reckon the time of a step on 1, 2, 4, ..., N nodes; see docs/several-machines.md"
+    parser.add_argument("--nodes", type=int, metavar="N", help=help_text)
+    help_text = (
+        "what a node sends while it receives as much: 1.1 (assumed if none is given), 2.7, 9 for 10, 25, 100 GbE"
+    )
+    parser.add_argument("--bandwidth", type=float, metavar="GB/S", help=help_text)
     add_threads(parser)
     options = parser.parse_args(arguments)
     B, T, config = options.batch_size, options.seq_len, PRESETS[options.size]
     if min(B, T, options.steps) < 1:
         raise UserError("--batch-size, --seq-len and --steps start at 1")
+    if options.bandwidth is not None and options.nodes is None:
+        parser.error("--bandwidth goes with --nodes")
+    bandwidth = 1.1 if options.bandwidth is None else options.bandwidth
+    if options.nodes is not None and not (options.nodes >= 1 and 0 < bandwidth < math.inf):
+        raise UserError("--nodes starts at 1, --bandwidth above 0")
     set_threads(options.threads)
     if config.maxT < T:
         raise UserError(f"--seq-len {T}: the model's positions end at {config.maxT}")
     numbers = 4 * parameter_layout(config).size + activations_size(config, B, T) + PEAK_NUMBERS
     require(4 * numbers, f"--size {options.size} at -b {B} -t {T}")
-    profile(config, B, T, options.steps, chosen_precision(options.precision) == BF16)
+    bf16 = chosen_precision(options.precision) == BF16
+    if options.nodes is None:
+        profile(config, B, T, options.steps, bf16)
+    else:
+        reckon(config, B, T, options.steps, bf16, options.nodes, 1e9 * bandwidth)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Measures a model: loss over a whole split, llm.c's validation loss, and accuracy on HellaSwag."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,18 +8,20 @@ from tqdm import tqdm
 
 from gpt2.data.dataloader import DataLoader
 from gpt2.data.hellaswag import COMPLETIONS, read_examples
+from gpt2.distributed import SERIAL
 from gpt2.errors import UserError
 
 # The validation of llm.c's train_gpt2.c.
 LLMC_B, LLMC_T, LLMC_BATCHES = 4, 64, 5
 
 
-def evaluate_split(model, shards, B, T, stride=None, token_bytes=None):
+def evaluate_split(model, shards, B, T, stride=None, token_bytes=None, world=SERIAL):
     """Averages the losses of `split_losses`; files are independent texts.
 
     shards: a list of integer arrays (count,) or llmc.TokenFiles, one per file, count >= 2. T, stride: as for `windows`.
     B windows form a batch.
     token_bytes: integers (V,), the length of each token's text, from `token_lengths`; None: no byte metrics.
+    world: as for `split_losses`.
 
     Returns a dict:
       tokens          number of predictions
@@ -29,7 +32,7 @@ def evaluate_split(model, shards, B, T, stride=None, token_bytes=None):
       bytes           length of the predicted text
       bits_per_byte   total loss in bits, <|endoftext|> included, / bytes
     """
-    losses, targets = split_losses(model, shards, B, T, stride)
+    losses, targets = split_losses(model, shards, B, T, stride, world)
     loss = float(losses.mean(dtype=np.float64))
     size = None if token_bytes is None else int(token_bytes[targets].sum())
     return {
@@ -65,28 +68,65 @@ def windows(n, T, stride=None):
     return starts, ends, np.maximum(np.insert(ends[:-1], 0, 0), starts + 1)
 
 
-def split_losses(model, shards, B, T, stride=None):
-    """Returns what counts in the `windows` of each file, in order: losses, float32 (tokens,), and targets (tokens,)."""
+def split_losses(model, shards, B, T, stride=None, world=SERIAL):
+    """Returns what counts in the `windows` of each file, in order: losses, float32 (tokens,), and targets (tokens,).
+
+    The ranks of a distributed.World share the batches out; each returns all losses.
+    """
     cuts = [windows(tokens.size, T, stride) for tokens in shards]
-    losses = np.empty(sum(int((ends - firsts).sum()) for _, ends, firsts in cuts), np.float32)
-    targets = np.empty(losses.size, np.int32)
-    position = 0
-    with tqdm(total=losses.size, desc="evaluating", unit=" tokens", leave=False, disable=None) as bar:
-        for tokens, (starts, ends, firsts) in zip(shards, cuts, strict=True):
-            offsets = np.arange(1, ends[0])
-            for i in range(0, starts.size, B):
-                batch = slice(i, i + B)
-                rows = np.zeros((starts[batch].size, ends[0]), np.int32)  # a short window is padded at its end
-                for row, start, end in zip(rows, starts[batch], ends[batch], strict=True):
-                    row[: end - start] = tokens[start:end]
-                places = starts[batch, None] + offsets
-                counted = (places >= firsts[batch, None]) & (places < ends[batch, None])
+    counts = [np.add.reduceat(ends - firsts, np.arange(0, ends.size, B)) for _, ends, firsts in cuts]
+    edges = np.cumsum([0, *itertools.chain.from_iterable(counts)])  # of the batches' parts of what is returned
+    shares = _shares(edges.size - 1, world)
+    parts = [slice(int(edges[share.start]), int(edges[share.stop])) for share in shares]
+    losses, targets = np.empty(edges[-1], np.float32), np.empty(edges[-1], np.int32)
+    own, position = shares[world.rank], parts[world.rank].start
+    batches = itertools.islice(_batches(shards, cuts, B), own.start, own.stop)
+    total = parts[world.rank].stop - position
+    with tqdm(total=total, desc="evaluating", unit=" tokens", leave=False, disable=None) as bar:
+        for batch in _in_step(batches, shares):
+            with world.together():
+                if batch is None:
+                    continue
+                rows, counted = _rows(*batch)
                 part = slice(position, position + np.count_nonzero(counted))
                 losses[part] = token_losses(model, rows[:, :-1], rows[:, 1:])[counted]
                 targets[part] = rows[:, 1:][counted]
                 bar.update(part.stop - position)
                 position = part.stop
+    world.all_gather(losses, parts)
+    world.all_gather(targets, parts)
     return losses, targets
+
+
+def _shares(count, world):
+    """Cuts `count` items into a slice for each rank, equal to within one."""
+    edges = [rank * count // world.size for rank in range(world.size + 1)]
+    return [slice(*pair) for pair in itertools.pairwise(edges)]
+
+
+def _in_step(items, shares):
+    """Yields a rank's items, then None until it has yielded as often as the rank with the largest share.
+
+    The ranks meet at each item: none waits long for another at the end.
+    """
+    rounds = max(share.stop - share.start for share in shares)
+    return itertools.islice(itertools.chain(items, itertools.repeat(None)), rounds)
+
+
+def _batches(shards, cuts, B):
+    """Yields the arguments of `_rows` for each batch of B windows."""
+    for tokens, cut in zip(shards, cuts, strict=True):
+        for i in range(0, cut[0].size, B):
+            yield tokens, cut[1][0], *(each[i : i + B] for each in cut)
+
+
+def _rows(tokens, length, starts, ends, firsts):
+    """Returns the tokens of some of a file's `windows`, int32 (windows, length), and which of their targets count."""
+    rows = np.zeros((starts.size, length), np.int32)  # a short window is padded at its end
+    for row, start, end in zip(rows, starts, ends, strict=True):
+        row[: end - start] = tokens[start:end]
+    places = starts[:, None] + np.arange(1, length)
+    return rows, (places >= firsts[:, None]) & (places < ends[:, None])
 
 
 def token_losses(model, tokens, targets):
@@ -119,7 +159,7 @@ def llmc_val_loss(model, files, B=LLMC_B, T=LLMC_T):
     return math.fsum(token_losses(model, *batch).mean(dtype=np.float64) for batch in bar) / LLMC_BATCHES
 
 
-def evaluate_hellaswag(model, path):
+def evaluate_hellaswag(model, path, world=SERIAL):
     """Answers each multiple-choice example with the completion that the model finds most probable; ties: the first.
 
     Returns a dict:
@@ -128,15 +168,17 @@ def evaluate_hellaswag(model, path):
       accuracy_norm        the same, ranked by mean log-probability per token; llm.c prints this one
       standard_error, standard_error_norm   of the accuracies, None for a single example
 
-    Checks the whole file first; raises UserError as hellaswag.read_examples does.
+    The ranks of a distributed.World share the examples out. Checks the whole file first; raises UserError as
+    hellaswag.read_examples does.
     """
     examples = list(read_examples(path, model.config))
-    hits = np.empty((len(examples), 2))
-    for i, example in enumerate(tqdm(examples, desc="HellaSwag", leave=False, disable=None)):
-        losses = completion_losses(model, example)
-        sums = [values.sum(dtype=np.float64) for values in losses]
-        means = [total / values.size for total, values in zip(sums, losses, strict=True)]
-        hits[i] = np.argmin(sums) == example.label, np.argmin(means) == example.label
+    shares, hits = _shares(len(examples), world), []
+    own = tqdm(examples[shares[world.rank]], desc="HellaSwag", leave=False, disable=None)
+    for example in _in_step(own, shares):
+        with world.together():
+            if example is not None:
+                hits.append(_hits(model, example))
+    hits = np.array(list(itertools.chain.from_iterable(world.gather(hits))), float)
     accuracy, accuracy_norm = hits.mean(axis=0).tolist()
     return {
         "examples": len(examples),
@@ -145,6 +187,14 @@ def evaluate_hellaswag(model, path):
         "accuracy_norm": accuracy_norm,
         "standard_error_norm": standard_error(hits[:, 1]),
     }
+
+
+def _hits(model, example):
+    """Returns whether the example's right completion has the least summed loss, and the least mean loss."""
+    losses = completion_losses(model, example)
+    sums = [values.sum(dtype=np.float64) for values in losses]
+    means = [total / values.size for total, values in zip(sums, losses, strict=True)]
+    return np.argmin(sums) == example.label, np.argmin(means) == example.label
 
 
 def completion_losses(model, example):

@@ -45,6 +45,18 @@ def prepare_kernels(form=FORMS[0], optimizer=AdamW):
     decoder.reorder([1, 0])
 
 
+def prepare_kernels_on_all(world, **arguments):
+    """Does prepare_kernels(**arguments) on all ranks of a distributed.World.
+
+    The first rank of each host compiles; the others find the kernels in its cache.
+    """
+    if is_first := world.hosts.index(world.host) == world.rank:
+        prepare_kernels(**arguments)
+    world.gather(None)
+    if not is_first:
+        prepare_kernels(**arguments)
+
+
 @lossy_output()
 def compile_in_child(folder):
     """Runs prepare_kernels() in a child process, which leaves the compiled kernels in the folder.

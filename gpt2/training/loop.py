@@ -15,7 +15,7 @@ from gpt2 import distributed
 from gpt2.distributed import SERIAL
 from gpt2.errors import UserError
 from gpt2.formats.run import is_best
-from gpt2.inference.warmup import prepare_kernels
+from gpt2.inference.warmup import prepare_kernels_on_all
 from gpt2.machine import set_threads
 from gpt2.model import NO_TARGET
 from gpt2.output import lossy_output
@@ -240,10 +240,5 @@ def _validate(model, loader, batches, stop, world=SERIAL):
 
 def _prepare_kernels(optimizer, world):
     start = time.perf_counter()
-    # The first rank of each host compiles; the others find the code in its cache.
-    if is_first := world.hosts.index(world.host) == world.rank:
-        prepare_kernels(optimizer=optimizer)
-    world.gather(None)
-    if not is_first:
-        prepare_kernels(optimizer=optimizer)
+    prepare_kernels_on_all(world, optimizer=optimizer)
     print(f"kernels ready after {time.perf_counter() - start:.1f} s", flush=True)

@@ -130,19 +130,20 @@ def peaks(bf16):
     rng = np.random.default_rng(0)
     a, b, c = rng.standard_normal((3, 2 * available_threads(), 192, 192), dtype=np.float32)
     out, inp = np.ones((2, PEAK_NUMBERS // 2), np.float32)
-    flops = [2 * 192 * a.size * 20 / _seconds(products_in_cache, c, a, b, 20, bf16) for _ in range(20)]
-    rates = [3 * out.nbytes / _seconds(add_scaled, out, inp) for _ in range(6)]
+    flops = [2 * 192 * a.size * 20 / seconds_of(products_in_cache, c, a, b, 20, bf16) for _ in range(20)]
+    rates = [3 * out.nbytes / seconds_of(add_scaled, out, inp) for _ in range(6)]
     return max(flops), max(rates)
 
 
-def _seconds(function, *arguments):
+def seconds_of(function, *arguments):
+    """Returns the seconds that a call takes."""
     start = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - start
 
 
-def profile(config, B, T, steps, bf16=False, print_line=print):
-    """Trains a random model for some steps and prints the table: `print_table`."""
+def training_step(config, B, T, bf16=False):
+    """Returns (a random model, a function that takes a training step of B x T tokens), warmed up."""
     rng = np.random.default_rng(0)
     tokens, targets = rng.integers(0, config.V, (2, B, T), dtype=np.int32)
     model = GPT2(config)
@@ -155,9 +156,15 @@ def profile(config, B, T, steps, bf16=False, print_line=print):
 
     for _ in range(2):
         step()
+    return model, step
+
+
+def profile(config, B, T, steps, bf16=False, print_line=print):
+    """Trains a random model for some steps and prints the table: `print_table`."""
+    model, step = training_step(config, B, T, bf16)
     peak_flops, peak_bytes = peaks(bf16)
     with Profiler(model) as profiler:
-        seconds = [_seconds(step) for _ in range(steps)]
+        seconds = [seconds_of(step) for _ in range(steps)]
     print_line(f"B {B} | T {T} | {config.num_parameters:,} parameters | mean of {steps} steps, after 2 to warm up")
     products = f"{peak_flops / 1e9:.0f} GFLOP/s{' of bfloat16' if bf16 else ''} in cache"
     print_line(f"at best, measured now: {products}, {peak_bytes / 1e9:.1f} GB/s from memory")
