@@ -13,6 +13,8 @@ METRICS = "metrics.jsonl"
 METRICS_BEFORE = "metrics_before.jsonl"  # those of the run whose model this one started from
 LOSS_CURVE = "loss.png"
 REPORT = "report.html"  # gpt2 report's page, unless it is given another name
+NORMS = "norms.png"
+TENSORBOARD, WANDB = "tensorboard", "wandb"  # folders, see training.reporters
 BEST = "best"  # the folder of the best checkpoint
 RUN_VOCABULARY = "vocabulary"  # the folder of the model's vocabulary
 STEP_LIMIT = 10**15  # at most 15 digits
@@ -20,7 +22,8 @@ _MANIFEST_LIMIT = 2**12  # bytes
 _PAIR = re.compile(r"(?:model|state)_([0-9]{8,15})\.bin")
 # Temporary files that files.atomic_write leaves behind when the process is killed.
 _TEMPORARY = re.compile(
-    r"\.(?:(?:model|state)_[0-9]{8,15}\.bin|checkpoints\.json|metrics(?:_before)?\.jsonl|loss\.png|report\.html)\.[a-z0-9_]{8}"
+    r"\.(?:(?:model|state)_[0-9]{8,15}\.bin|checkpoints\.json|metrics(?:_before)?\.jsonl|(?:loss|norms)\.png"
+    r"|report\.html)\.[a-z0-9_]{8}"
 )
 
 
@@ -62,7 +65,7 @@ def is_best(folder):
 def require_no_folders(folder):
     """Raises UserError if a folder in `folder` has a name that a run gives to a file, or `folder` is unreadable."""
     for name in sorted(_names(folder, folders=True)):
-        if name in (MANIFEST, METRICS, METRICS_BEFORE, LOSS_CURVE, REPORT) or _PAIR.fullmatch(name):
+        if name in (MANIFEST, METRICS, METRICS_BEFORE, LOSS_CURVE, NORMS, REPORT) or _PAIR.fullmatch(name):
             raise UserError(f"{pathlib.Path(folder, name)}: a folder, but a run writes a file of that name; rename it")
 
 

@@ -14,19 +14,22 @@ from tqdm import tqdm
 from gpt2 import distributed
 from gpt2.distributed import SERIAL
 from gpt2.errors import UserError
-from gpt2.formats.run import is_best
+from gpt2.formats.run import NORMS, is_best
 from gpt2.inference.warmup import prepare_kernels_on_all
 from gpt2.machine import set_threads
 from gpt2.model import NO_TARGET
 from gpt2.output import lossy_output
 from gpt2.training import checkpoint, report
 from gpt2.training.metrics import records_before
+from gpt2.training.norms import draw_norms
 from gpt2.training.options import TrainOptions, flag
+from gpt2.training.reporters import require_packages
 from gpt2.training.resume import resumed_options
 from gpt2.training.run_folder import locked_folder, set_aside_earlier_run
+from gpt2.training.samples import SAMPLE_LIMIT
 from gpt2.training.setup import resume_run, start_run
 from gpt2.training.signals import StopSignals
-from gpt2.training.step import train_step
+from gpt2.training.step import due, train_step
 
 
 @dataclasses.dataclass
@@ -58,6 +61,8 @@ def train(options, *, on_step=None):
         world = _world(stack, options)
         with world.together():
             options = options.among(world)
+            if world.is_first:
+                require_packages(options.report_to)
             set_threads(options.threads)
             folder = locked_folder(options.out_dir, stack) if world.is_first else pathlib.Path(options.out_dir)
             run = start_run(options, folder, world)
@@ -95,6 +100,8 @@ def resume(folder, changes=(), anyway=False, *, on_step=None):
             found = world.of_first(found)
             options, resolved = resumed_options(found, changes, anyway)
             options = options.among(world)
+            if world.is_first:
+                require_packages(options.report_to)
             set_threads(options.threads)
             run = resume_run(found, options, resolved, anyway, out_dir, world)
         with world.together():
@@ -128,7 +135,7 @@ def _take_steps(run, on_step):
     if state.step >= run.max_steps and run.found:
         print(f"nothing is left to do after step {state.step}: --max-steps makes the run longer")
     lines = report.StepLines(state.step, run.max_steps)
-    with StopSignals(world) as stop:
+    with StopSignals(world) as stop, run.reporters:
         complete = True
         if state.record and not run.is_recorded:  # step 0, or a step that was saved, but no more
             complete = _after_step(run, stop, on_step, result)
@@ -136,9 +143,10 @@ def _take_steps(run, on_step):
             with _saved_if_it_fails(run):
                 record = train_step(state, options)
                 result.train_losses[state.step] = record["train_loss"]
-                lines.show(record)
+                if "skipped" in record or state.step == run.max_steps or due(state.step, options.log_every):
+                    lines.show(record)
             stop.agree()
-            if stop.received or state.step == run.max_steps or _due(state.step, options.checkpoint_every):
+            if stop.received or state.step == run.max_steps or due(state.step, options.checkpoint_every):
                 run.save()
             with _saved_if_it_fails(run):
                 complete = _after_step(run, stop, on_step, result)
@@ -162,22 +170,27 @@ def _after_step(run, stop, on_step, result):
     """Validates and samples if due, and records the step. Returns False if a signal leaves that to a resumed run."""
     options, state, record = run.options, run.state, dict(run.state.record)
     last = state.step == run.max_steps
-    if run.val_loader and (last or state.step == 0 or _due(state.step, options.val_every)):
+    if run.val_loader and (last or state.step == 0 or due(state.step, options.val_every)):
         loss = _validate(state.model, run.val_loader, options.val_batches, stop, state.world)
         if loss is None:
             return False
+        print(f"val loss {loss:.6f} after step {state.step}", flush=True)
         record["val_loss"] = result.val_losses[state.step] = loss
         if state.note_validation(loss) and options.keep_best:
             run.save_best()
-    sample = run.sampler and state.step and (last or _due(state.step, options.sample_every))
-    if sample and not run.sampler.show(state.step, stop):
-        return False
+    sample = run.sampler and state.step and (last or due(state.step, options.sample_every))
+    if sample:
+        text = run.sampler.show(state.step, stop)
+        if text is None:
+            return False
+        record["sample"] = text[:SAMPLE_LIMIT]
     stop.agree()
     if on_step and state.step:
         on_step(state, record)
     # Last: a step without a record is one that a resumed run completes.
     if len(record) > 1 and state.world.is_first:  # without a validation there is nothing to record of step 0
         run.metrics.write(record)
+        run.reporters.write(record)
     return True
 
 
@@ -197,23 +210,24 @@ def _saved_if_it_fails(run):
 
 
 def _draw(metrics):
-    """Draws the losses. The run is saved and its exit status stands, whatever becomes of the picture."""
-    try:
-        metrics.draw()
-    except Exception as error:
-        reason = error if isinstance(error, UserError) else repr(error)
-        print(f"{metrics.picture} could not be drawn: {reason}", file=sys.stderr, flush=True)
-    else:
-        print(f"losses in {metrics.path} and {metrics.picture}", flush=True)
-
-
-def _due(step, every):
-    """True if an action with this interval runs after `step`; 0 = never."""
-    return every > 0 and step % every == 0
+    """Draws losses and norms. The run is saved and its exit status stands, whatever becomes of the pictures."""
+    norms = metrics.path.with_name(NORMS)
+    for shown, picture, draw in (
+        (f"losses in {metrics.path} and", metrics.picture, metrics.draw),
+        ("gradient norms in", norms, lambda: draw_norms(metrics.path, norms)),
+    ):
+        try:
+            draw()
+        except Exception as error:
+            reason = error if isinstance(error, UserError) else repr(error)
+            print(f"{picture} could not be drawn: {reason}", file=sys.stderr, flush=True)
+        else:
+            if picture.exists():
+                print(f"{shown} {picture}", flush=True)
 
 
 def _validate(model, loader, batches, stop, world=SERIAL):
-    """Prints and returns the mean loss of the targets in the first `batches` of the validation data, 0 for all of them.
+    """Returns the mean loss of the targets in the first `batches` of the validation data, 0 for all of them.
 
     The ranks take turns at the batches. Returns None once a signal asks the run to stop.
     """
@@ -234,7 +248,6 @@ def _validate(model, loader, batches, stop, world=SERIAL):
     # The targets of the first batch weigh 1, as those of all batches do unless some targets do not count.
     weights = [weight for weight, _ in found]
     loss = math.fsum(loss * (weight / weights[0]) for weight, loss in found) / (sum(weights) / weights[0])
-    print(f"val loss {loss:.6f}", flush=True)
     return loss
 
 

@@ -64,7 +64,7 @@ class Metrics:
         return cls.start(folder, lines, _lines_in(before, STEP_LIMIT) if before.is_file() else ())
 
     def write(self, record):
-        """Appends one record, a dict of numbers with "step"; what is not finite becomes null.
+        """Appends one record, a dict for JSON with "step"; what is not finite becomes null.
 
         Raises UserError if that is not possible, or if the record would take more than LINE_LIMIT bytes.
         """
@@ -124,13 +124,19 @@ class Metrics:
 def read_losses(path, key):
     """Returns (steps, losses) of a file's records that have the key, float64 (n,) each; NaN for what is no number."""
     steps, losses = array.array("d"), array.array("d")
+    for record in read_records(path):
+        if key in record:
+            steps.append(record["step"])
+            losses.append(number(record[key]))
+    return np.array(steps), np.array(losses)
+
+
+def read_records(path):
+    """Yields the records of a file, a dict each, in its order; passes over damaged lines."""
     with files.open_to_read(path) as file:
         for _, line in _lines(file):
-            record = _parse(line)
-            if record and key in record:
-                steps.append(record["step"])
-                losses.append(_number(record[key]))
-    return np.array(steps), np.array(losses)
+            if record := _parse(line):
+                yield record
 
 
 @contextlib.contextmanager
@@ -214,6 +220,6 @@ def _refuse(constant):
     raise ValueError(f"{constant} is not JSON")
 
 
-def _number(value):
-    """The value as it can be plotted: NaN for what is no number or too large for an axis."""
+def number(value):
+    """Returns a record's value as it can be plotted: NaN for what is no number or too large for an axis."""
     return value if isinstance(value, int | float) and abs(value) < 1e100 else math.nan

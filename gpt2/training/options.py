@@ -14,6 +14,7 @@ from gpt2.data.dataloader import LLMC
 from gpt2.errors import UserError, safe_repr
 from gpt2.machine import AUTO, PRECISIONS, available_threads
 from gpt2.optimizer import OPTIMIZERS, SCHEDULES
+from gpt2.training.reporters import REPORTERS
 
 # How a resumed run may change an option: not at all, as it would be another run; freely; to other files of the same
 # contents. An option of the process is not part of the run.
@@ -66,6 +67,11 @@ def _entry(entries):
     return Kind(str, lambda value: isinstance(value, str) and value in entries, lambda: f"one of {', '.join(entries)}")
 
 
+def _are_reporters(value):
+    known = isinstance(value, tuple) and value and all(isinstance(name, str) for name in value)
+    return known and (value == (NOWHERE,) or set(value) <= set(REPORTERS))
+
+
 SCHEDULE, OPTIMIZER = _entry(SCHEDULES), _entry(OPTIMIZERS)
 PRECISION = Kind(str, lambda value: value in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
 SIZE = Kind(str, lambda value: isinstance(value, str) and value in PRESETS, f"one of {', '.join(PRESETS)}")
@@ -74,6 +80,10 @@ PATHS = Kind(
     lambda value: isinstance(value, tuple) and value and all(map(PATH.contains, value)),
     "a path or glob, or several of them",
 )
+
+NOWHERE = "none"  # instead of reporters, as transformers has it
+REPORT_TO = Kind(str, _are_reporters, f"{NOWHERE}, or one or several of {', '.join(REPORTERS)}")
+SEVERAL = (PATHS, REPORT_TO)  # whose options take any number of values
 
 
 def _option(group, default, kind, help_text, metavar=None, short=None, on_resume=FIXED, shown_default=None):
@@ -104,7 +114,7 @@ SEQ_LEN, MAX_STEPS = 64, 40  # defaults, unless the model's context is shorter, 
 SIZES = {"layers": "L", "heads": "NH", "channels": "C", "context": "maxT"}
 
 _DATA, _BATCH, _OPTIMIZER = "model and data", "batches and steps", "optimizer"
-_SHOWN, _RUN = "validation and samples", "the run"
+_SHOWN, _RUN = "validation, samples and what is shown", "the run"
 
 
 def _size(help_text, metavar):
@@ -298,6 +308,32 @@ class TrainOptions:
         shown_default="none, a sample begins a new document",
     )
 
+    log_every: int = _option(
+        _SHOWN,
+        1,
+        whole(0),
+        "steps between those that are printed, besides the last one and skipped updates; metrics.jsonl has all of them",
+        "N",
+        on_resume=FREE,
+    )
+    norms_every: int = _option(
+        _SHOWN,
+        0,
+        whole(0),
+        "steps between those whose gradient norms go, by tensor and layer, to metrics.jsonl and norms.png, 0: never",
+        "N",
+        on_resume=FREE,
+    )
+    report_to: tuple[str, ...] = _option(
+        _SHOWN,
+        (NOWHERE,),
+        REPORT_TO,
+        "also report what metrics.jsonl has to: tensorboard, in the folder tensorboard inside --out-dir; wandb",
+        f"{NOWHERE}|{'|'.join(REPORTERS)}",
+        on_resume=FREE,
+        shown_default=NOWHERE,
+    )
+
     out_dir: str = _option(
         _RUN, "out", PATH, "where checkpoints, metrics.jsonl and loss.png go", "DIR", on_resume=PROCESS
     )
@@ -402,11 +438,11 @@ def _normalised(value, kind):
     """
     if isinstance(value, np.generic):
         value = value.item()
-    if kind is PATHS and isinstance(value, list | tuple):
-        return tuple(_normalised(path, PATH) for path in value)
+    if kind in SEVERAL and isinstance(value, list | tuple):
+        return tuple(_normalised(each, PATH) for each in value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if kind is PATHS and isinstance(value, str):
+    if kind in SEVERAL and isinstance(value, str):
         return (value,)
     if kind.convert is float and type(value) is int:
         return float(value) if abs(value) < 2**1000 else math.inf
@@ -448,9 +484,9 @@ def add_arguments(parser):
         groups[details["group"]].add_argument(
             *names,
             type=_lenient(kind.convert),
-            nargs="+" if kind is PATHS else "?" if kind is ORDER else None,
+            nargs="+" if kind in SEVERAL else "?" if kind is ORDER else None,
             const=True if kind is ORDER else None,
-            action="extend" if kind is PATHS else "store",
+            action="extend" if kind in SEVERAL else "store",
             metavar=details["metavar"],
             help=f"{details['help']} (default: {shown})".replace("%", "%%"),
             default=argparse.SUPPRESS,

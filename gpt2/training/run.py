@@ -23,6 +23,7 @@ from gpt2.training.best import BestCheckpoint
 from gpt2.training.health import first_nonfinite
 from gpt2.training.metrics import Metrics
 from gpt2.training.options import flag
+from gpt2.training.reporters import Reporters
 from gpt2.training.run_folder import is_lost, require_lock
 from gpt2.training.samples import Sampler
 from gpt2.training.state import TrainState, Validations
@@ -51,6 +52,7 @@ class Run:
     before: Iterable[bytes] = ()
     metrics: Metrics | None = None
     best: BestCheckpoint | None = None
+    reporters: Reporters = dataclasses.field(default_factory=Reporters)
 
     @property
     def max_steps(self):
@@ -75,6 +77,7 @@ class Run:
                 self.open_metrics()
                 self.open_best()
                 self.is_recorded = self.metrics.last_step == self.state.step
+                self.reporters.open(self.options.report_to, self, self.state.step + self.is_recorded)
         self.state.share()
         self.is_recorded = self.state.world.of_first(self.is_recorded)
 

@@ -9,6 +9,8 @@ from gpt2.inference.context import Context
 from gpt2.inference.prompt import encode_prompt
 from gpt2.inference.sampling import Sampling, generate
 
+SAMPLE_LIMIT = 1 << 16  # characters of a sample in a record, of at most 12 bytes each: a line has metrics.LINE_LIMIT
+
 
 class Sampler:
     """Prints samples of a model. That of a step depends on its weights and the seed, not on earlier samples."""
@@ -25,7 +27,7 @@ class Sampler:
         self.context = Context(model.config, model.params_flat, length=length)
 
     def show(self, step, stop):
-        """Generates and prints the sample of a step. Returns False, with nothing printed, once `stop.received`.
+        """Generates, prints and returns the sample of a step; None, with nothing printed, once `stop.received`.
 
         stop: a signals.StopSignals.
         """
@@ -35,11 +37,12 @@ class Sampler:
         tokens = []
         for (token,) in generate(self.context, self.count, Sampling(), [rng]):
             if stop.received:
-                return False
+                return None
             tokens.append(token.id)
         text = " ".join(map(str, tokens)) if self.vocabulary.problem else self.vocabulary.decode(tokens)
-        print(f"--- sample ---\n{self.prompt}{text}\n--------------", flush=True)
-        return True
+        text = self.prompt + text
+        print(f"--- sample ---\n{text}\n--------------", flush=True)
+        return text
 
 
 def readable(vocabulary):

@@ -121,8 +121,13 @@ class TrainState:
 
 
 def finite(record):
-    """Returns a record with Python's numbers in place of NumPy's, and None in place of NaN and the infinities."""
-    values = {key: value.item() if isinstance(value, np.generic) else value for key, value in record.items()}
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
+    """Returns a record with Python's numbers in place of NumPy's, and None in place of NaN and the infinities.
+
+    The same goes for dicts and lists in it.
+    """
+    if isinstance(record, dict):
+        return {key: finite(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [finite(value) for value in record]
+    value = record.item() if isinstance(record, np.generic) else record
+    return None if isinstance(value, float) and not math.isfinite(value) else value

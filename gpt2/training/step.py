@@ -11,6 +11,7 @@ from gpt2.kernels.dropout import Dropout
 from gpt2.model import NO_TARGET
 from gpt2.optimizer import clip_scale, learning_rate, norm_of
 from gpt2.training.health import first_nonfinite, first_nonfinite_gradient
+from gpt2.training.norms import layer_norms
 
 
 def train_step(state, options):
@@ -35,6 +36,7 @@ def train_step(state, options):
     middle, exchanged_before = time.perf_counter(), world.exchanged - exchanged
     state.updating = True
     loss, tokens, norm = _combine(state, options, losses, tokens)
+    norms = layer_norms(state, 1 / options.grad_accum_steps) if due(step, options.norms_every) else None
     norm, skipped = _update(state, options, loss, norm, lr)
     if not skipped:
         world.all_gather(state.model.params_flat, state.shards)
@@ -52,6 +54,8 @@ def train_step(state, options):
     }
     if world.size > 1:
         record["exchange_ms"] = 1e3 * exchanged
+    if norms:
+        record["norms"] = norms
     if skipped:
         state.skipped[skipped] += 1
         record |= {"skipped": skipped, "skipped_so_far": state.skipped[skipped]}
@@ -64,6 +68,11 @@ def train_step(state, options):
                 )
     state.finish_step(record)
     return record
+
+
+def due(step, every):
+    """True if an action with this interval goes with `step`; 0 = never."""
+    return every > 0 and step % every == 0
 
 
 def _gradients(state, options):

@@ -18,6 +18,7 @@ from gpt2.formats.llmc import load_model, write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.training import metrics, setup, state
 from gpt2.training.options import FROM_SCRATCH
+from gpt2.training.samples import SAMPLE_LIMIT
 from tests.support.runs import model_bytes, records, train_losses
 from tests.support.vocabulary import shrink_gpt2
 
@@ -58,7 +59,7 @@ def test_script_end_to_end(folder):
     assert "kernels ready after" in run.stdout
     assert len(re.findall(r"^step +\d+/10 \| train loss \d+\.\d+ \| norm ", run.stdout, re.MULTILINE)) == 10
     assert (
-        len(re.findall(r"^val loss \d+\.\d+$", run.stdout, re.MULTILINE)) == 4
+        len(re.findall(r"^val loss \d+\.\d+ after step \d+$", run.stdout, re.MULTILINE)) == 4
     )  # before, after 4, after 8, at the end
     assert run.stdout.count("--- sample ---") == 2
     written = records()
@@ -339,6 +340,34 @@ def test_a_step_is_saved_before_it_is_validated_and_sampled_from(folder, capsys)
     after = ["val loss", "--- sample"]
     first, last = ["saved out/model_00000002", *after], ["saved out/model_00000003", *after]
     assert events == ["val loss", "step 1", "step 2", *first, "step 3", *last]
+
+
+def test_a_skipped_update_and_the_last_step_are_printed_whatever_log_every_says(folder, monkeypatch, capsys):
+    overwrite, calls = GPT2.overwrite_gradients, []
+
+    def break_one(self, *batch):
+        loss = overwrite(self, *batch)
+        if self.config == CONFIG:  # not the model that loads the kernels
+            calls.append(None)
+            if len(calls) == 3:
+                self.grads["fcw"].fill(np.inf)
+        return loss
+
+    monkeypatch.setattr(GPT2, "overwrite_gradients", break_one)
+    train("-x", "7", "--log-every", "5", "--skip-nonfinite", "1", "--val-every", "6", "--sample-every", "0")
+    printed = capsys.readouterr().out
+    assert re.findall(r"^step (\d)/7 ", printed, re.MULTILINE) == ["3", "5", "7"]
+    validated = re.findall(r"^val loss (\d+\.\d{6}) after step (\d)$", printed, re.MULTILINE)
+    written = records()
+    assert validated == [(f"{written[step]['val_loss']:.6f}", str(step)) for step in (0, 6, 7)]
+    assert [record["step"] for record in written] == list(range(8))
+
+
+def test_a_long_sample_fits_into_its_record(folder, monkeypatch):
+    text = 10**6 * "\N{GRINNING FACE}"
+    monkeypatch.setattr("gpt2.training.samples.Sampler.show", lambda *arguments: text)
+    train("-x", "1", "--norms-every", "1")
+    assert records()[-1]["sample"] == text[:SAMPLE_LIMIT] and SAMPLE_LIMIT > 10**4
 
 
 def test_an_output_folder_with_the_token_files_in_it_is_not_renamed(folder):

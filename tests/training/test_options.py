@@ -297,6 +297,9 @@ NOT_COMPUTED = [
     ("keep", 1, {"saved": [10]}),
     ("keep_best", True, {"best": [0]}),  # validation tokens are random: nothing is learnt for them
     ("threads", 2, {"threads": 2}),
+    ("log_every", 4, {"lines": [4, 8, 10]}),
+    ("log_every", 0, {"lines": [10]}),
+    ("norms_every", 5, {"norms": [5, 10]}),
 ]
 
 
@@ -304,10 +307,14 @@ def left_by(options, capsys):
     """Trains; returns what options that change no number decide, with lengths in tokens for the samples."""
     capsys.readouterr()
     loop.train(options)
-    texts = re.findall(r"--- sample ---\n(.*?)\n-{14}\n", capsys.readouterr().out, re.DOTALL)
+    printed = capsys.readouterr().out
+    texts = re.findall(r"--- sample ---\n(.*?)\n-{14}\n", printed, re.DOTALL)
+    written = records(options.out_dir)
+    assert [record["sample"] for record in written if "sample" in record] == texts
     texts = [text.replace("<|endoftext|>", "e") for text in texts]  # one character a token
     assert all(text.startswith(options.prompt) for text in texts)
-    val_losses = {record["step"]: record["val_loss"] for record in records(options.out_dir) if "val_loss" in record}
+    val_losses = {record["step"]: record["val_loss"] for record in written if "val_loss" in record}
+    assert len(written) == options.max_steps + bool(val_losses)  # whatever is printed
     if val_losses:
         assert val_losses[0] == pytest.approx(validation_loss(options), rel=TOLERANCE)
     return {
@@ -316,6 +323,8 @@ def left_by(options, capsys):
         "saved": steps(options.out_dir),
         "best": best_steps(options.out_dir),
         "threads": numba.get_num_threads(),
+        "lines": [int(step) for step in re.findall(r"^step +(\d+)/10 ", printed, re.MULTILINE)],
+        "norms": [record["step"] for record in written if "norms" in record],
     }
 
 
@@ -330,6 +339,7 @@ def validation_loss(options):
 @pytest.mark.parametrize(("name", "value", "difference"), NOT_COMPUTED)
 def test_it_leaves_the_numbers_as_they_are(folder, capsys, name, value, difference):
     base = {"validated": [0, 5, 10], "samples": [4, 4], "saved": [10, 8, 4], "best": [], "threads": 1}
+    base |= {"lines": list(range(1, 11)), "norms": []}
     assert left_by(dataclasses.replace(SHOWN, out_dir="base"), capsys) == base
     options = dataclasses.replace(SHOWN, **{name: value})
     assert left_by(options, capsys) == base | difference
@@ -353,5 +363,5 @@ def test_validation_drops_nothing(folder):
 
 def test_every_option_is_tested_here():
     tested = {name for name, *_ in COMPUTED + NOT_COMPUTED} | {"skip_nonfinite", "patience"}
-    tested |= {"precision", "optimizer", "timeout"}  # in files of their own
+    tested |= {"precision", "optimizer", "report_to", "timeout"}  # in files of their own
     assert tested == {field.name for field in dataclasses.fields(TrainOptions)}

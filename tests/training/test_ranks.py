@@ -1,7 +1,9 @@
 """Runs under mpirun: the bits of one process, whatever the number of ranks, the library and the threads."""
 
 import dataclasses
+import importlib.util
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -163,3 +165,22 @@ def test_best_checkpoints_spikes_and_samples_are_those_of_one_process(folder):
     losses = {record["step"]: record["val_loss"] for record in records()}
     assert best.step == min(losses, key=losses.get)
     assert all(record["exchange_ms"] > 0 for record in records() if record["step"])
+
+
+def test_norms_by_layer_are_those_of_one_process_and_only_the_first_rank_reports(folder):
+    options = {"grad_accum_steps": 3, "norms_every": 2}
+    if importlib.util.find_spec("tensorboardX"):
+        options["report_to"] = ["tensorboard"]
+    loop.train(dataclasses.replace(OPTIONS, **options, out_dir="one"))
+    train_on(3, options)
+    one, several = ([record["norms"] for record in records(out) if "norms" in record] for out in ("one", "out"))
+    assert len(one) == len(several) == 2
+    for norms, others in zip(one, several, strict=True):
+        assert norms.keys() == others.keys()
+        assert all(others[name] == pytest.approx(norms[name], rel=1e-3) for name in norms)
+    for record in records():
+        if "norms" in record:
+            together = math.hypot(*(norm for layers in record["norms"].values() for norm in layers))
+            assert together == pytest.approx(record["grad_norm"], rel=1e-12)
+    if "report_to" in options:
+        assert len(list(pathlib.Path("out/tensorboard").iterdir())) == 1
