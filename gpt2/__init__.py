@@ -1,10 +1,30 @@
-"""GPT-2 on the CPU: flat float32 buffers, Numba kernels, no framework."""
+"""GPT-2 on the CPU: flat float32 buffers, Numba kernels, no framework.
 
-from gpt2.config import GPT2Config
-from gpt2.inference.warmup import compile_in_child
-from gpt2.kernels.engine.jit import on_cache_miss
-from gpt2.model import GPT2
+The names in `__all__` are imported when they are first used, so that `import gpt2` takes milliseconds.
+"""
 
-on_cache_miss(compile_in_child)
+import importlib
 
-__all__ = ["GPT2", "GPT2Config"]
+# Name -> the module that it comes from.
+_HOMES = {
+    "GPT2": "gpt2.model",
+    "GPT2Config": "gpt2.config",
+    "AdamW": "gpt2.optimizer",
+    "DataLoader": "gpt2.data.dataloader",
+    "train": "gpt2.training.loop",
+    "resume": "gpt2.training.loop",
+    "TrainOptions": "gpt2.training.options",
+    "__version__": "gpt2.version",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gpt2' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

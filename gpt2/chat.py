@@ -1,18 +1,14 @@
-"""A conversation with a model. `python -m gpt2.chat --help` lists the options."""
+"""A conversation with a model. `gpt2 chat --help` lists the options."""
 
-import argparse
 import sys
 
-from gpt2.arguments import add_model, add_sampling, add_threads, add_weights
+from gpt2.arguments import add_model, add_sampling, add_threads, add_weights, command_parser
 from gpt2.data.tokenizer import decode_text
 from gpt2.data.vocabulary import model_vocabulary
 from gpt2.errors import UserError, run_command
 from gpt2.inference.chat import Chat
 from gpt2.inference.chat_session import HELP, Session
-from gpt2.inference.context import Context
 from gpt2.inference.sampling import Sampling, check_count, check_seed
-from gpt2.inference.warmup import prepare_kernels
-from gpt2.inference.weights import form_of, load
 from gpt2.machine import set_threads
 
 TEMPERATURE, TOP_K, MAX_NEW_TOKENS = 0.6, 50, 256  # by default
@@ -22,19 +18,18 @@ UNTUNED = (
 )
 
 
-def parse_arguments(arguments=None):
-    """Returns the options as a namespace. Raises UserError for values that are wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gpt2.chat",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Talks with a model that was tuned on conversations. From standard input that is no terminal, "
-        "each line is\na message or a command; answers go to standard output, all else to standard error.",
+def make_parser():
+    """Returns the Parser."""
+    parser = command_parser(
+        "chat",
+        "From standard input that is no terminal, each line is a message or a command; answers go to standard output, "
+        "all else to standard error.",
         epilog=f"commands:\n{HELP}",
     )
     group = parser.add_argument_group("model and message")
-    add_model(group, required=True)
+    add_model(parser, group)
     add_weights(group)
-    group.add_argument("-p", "--prompt", metavar="QUESTION", help="answer this and exit")
+    group.add_argument("--prompt", "-p", metavar="QUESTION", help="answer this and exit")
     add_sampling(parser, TEMPERATURE, TOP_K)
     group = parser.add_argument_group("length and output")
     add = group.add_argument
@@ -42,7 +37,12 @@ def parse_arguments(arguments=None):
     add("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, metavar="N", help=help_text)
     add("--speed", action="store_true", help="show the tokens/s of each answer")
     add_threads(group)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def parse_arguments(arguments=None):
+    """Returns the options as a namespace. Raises UserError for values that are wrong."""
+    options = make_parser().parse_args(arguments)
     check_count("--max-new-tokens", options.max_new_tokens)
     check_seed("--seed", options.seed)
     return options
@@ -50,6 +50,10 @@ def parse_arguments(arguments=None):
 
 def run(options):
     """Holds the conversation that the options say."""
+    from gpt2.inference.context import Context
+    from gpt2.inference.warmup import prepare_kernels
+    from gpt2.inference.weights import form_of, load
+
     temperature = TEMPERATURE if options.temperature is None else options.temperature
     top_k = TOP_K if options.top_k is None else options.top_k
     sampling = Sampling(temperature, top_k, options.top_p, options.min_p, options.repetition_penalty)

@@ -1,18 +1,21 @@
-"""Lists the checkpoints of a run, every byte verified: `python -m gpt2.checkpoint DIR`."""
+"""Lists the checkpoints of a run, every byte verified: `gpt2 checkpoint DIR`."""
 
-import argparse
-
+from gpt2.arguments import command_parser
 from gpt2.errors import run_command
-from gpt2.training.checkpoint import list_checkpoints
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m gpt2.checkpoint",
-        description="List the checkpoints of a run, every byte of them verified. --resume takes the one marked *.",
-    )
+def make_parser():
+    """Returns the Parser."""
+    parser = command_parser("checkpoint", "Every byte is read. --resume takes the one marked *.")
     parser.add_argument("folder", metavar="DIR", help="the output folder of a run")
-    list_checkpoints(parser.parse_args().folder)
+    return parser
+
+
+def main(arguments=None):
+    options = make_parser().parse_args(arguments)
+    from gpt2.training.checkpoint import list_checkpoints
+
+    list_checkpoints(options.folder)
 
 
 if __name__ == "__main__":

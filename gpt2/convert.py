@@ -1,15 +1,13 @@
-"""Converts models between Hugging Face folders and llm.c's model files, and to GGUF; vocabularies to llm.c's files.
+"""Converts models between Hugging Face folders and llm.c's model files, and to GGUF; vocabularies to llm.c's files."""
 
-Usage: python -m gpt2.convert SRC DST [--dtype float32|bfloat16|float16|q8_0 | --tokenizer] [--force]
-"""
-
-import argparse
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import time
 
+from gpt2.arguments import command_parser
 from gpt2.data import tokenizer
 from gpt2.data.chat_vocabulary import chat_template
 from gpt2.data.vocabulary import held_vocabulary, model_vocabulary, save_vocabulary
@@ -19,11 +17,13 @@ from gpt2.formats.files import atomic_folder, interrupted_replacement, open_to_r
 from gpt2.formats.pretrained import has_random_weights, load_config, load_weights, vocabulary_path
 from gpt2.formats.tensors import INDEX, WEIGHTS, WRITTEN_SHARD
 from gpt2.formats.tokenizer_folder import CARRIED, MERGES, TOKENIZER_FILES, VOCABULARY, read_tokenizer_folder
+from gpt2.model_card import CARD, model_card
 from gpt2.output import lossy_output
 
 LLMC, GGUF = ".bin", ".gguf"
 # Suffix of a target -> (the first bytes of such a file, what it is called).
 MODEL_FILES = {LLMC: (llmc.MODEL_MAGIC.to_bytes(4, "little"), "model"), GGUF: (gguf_file.MAGIC, "GGUF")}
+SUFFIX = re.compile(r"\.[A-Za-z]\w*")  # of a file: a folder's name may end in v1.5
 TOKENIZER_FILE = llmc.TOKENIZER_MAGIC.to_bytes(4, "little"), "tokenizer"
 
 
@@ -69,6 +69,8 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
             huggingface.save_folder(folder, config, params, dtype, vocabulary)
             if not vocabulary.problem and not vocabulary.files.keys() & set(TOKENIZER_FILES):
                 _write_gpt2_tokenizer(folder, config, data_dir)
+            card = model_card(target.name, source, config, dtype, untrained)
+            (folder / CARD).write_text(card, encoding="utf-8")
         kind, size = "Hugging Face folder", sum(file.stat().st_size for file in target.iterdir())
     print(f"wrote {target}: {kind}, {dtype}, {size / 1e6:,.1f} MB, {time.perf_counter() - read:.1f} s")
 
@@ -115,6 +117,11 @@ def _check_target(target, form, force):
 
     form: the first bytes and the name of the kind of file that is written, and may be replaced; None for a folder.
     """
+    if not form and SUFFIX.fullmatch(target.suffix):
+        raise UserError(
+            f"{target}: no form that convert writes ends in {target.suffix}; choose a name in {LLMC} or {GGUF}, or, "
+            "for a Hugging Face folder, one without a suffix"
+        )
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: no such folder; create it first")
     if old := interrupted_replacement(target):
@@ -135,7 +142,7 @@ def _check_target(target, form, force):
             if file.read(4) not in (b"", magic):
                 raise UserError(f"{target}: not a {kind} file, so --force does not replace it; choose another name")
         return
-    ours = {WEIGHTS, INDEX, *CARRIED}
+    ours = {WEIGHTS, INDEX, CARD, *CARRIED}
     foreign = sorted(
         entry.name
         for entry in target.iterdir()
@@ -178,13 +185,10 @@ def _write_gpt2_tokenizer(folder, config, data_dir):
     huggingface.save_tokenizer_config(folder, config)
 
 
-def main():
-    """Converts the model named on the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gpt2.convert",
-        description="Convert a model between Hugging Face folders and llm.c's model files, or to GGUF for llama.cpp, "
-        "or its vocabulary to llm.c's gpt2_tokenizer.bin.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+def make_parser():
+    """Returns the Parser."""
+    parser = command_parser(
+        "convert", "Or writes its vocabulary as the tokenizer file that llm.c reads, gpt2_tokenizer.bin."
     )
     parser.add_argument(
         "source",
@@ -194,7 +198,9 @@ def main():
     )
     parser.add_argument("target", metavar="DST", help="FILE.bin, FILE.gguf, or the name of the folder to write")
     parser.add_argument(
-        "--dtype", default="float32", help="data type in DST: float32 or bfloat16; in FILE.gguf also float16 or q8_0"
+        "--dtype",
+        metavar="TYPE",
+        help="data type in DST: float32 or bfloat16; in FILE.gguf also float16 or q8_0 (default: float32)",
     )
     parser.add_argument(
         "--tokenizer",
@@ -203,10 +209,16 @@ def main():
         "llm.c",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing DST")
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments=None):
+    """Converts the model named on the command line."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
     if not options.tokenizer:
-        convert(options.source, options.target, options.dtype, options.force)
-    elif options.dtype == parser.get_default("dtype"):
+        convert(options.source, options.target, options.dtype or "float32", options.force)
+    elif options.dtype is None:
         convert_tokenizer(options.source, options.target, options.force)
     else:
         parser.error("--tokenizer writes no weights and excludes --dtype")

@@ -48,7 +48,7 @@ def run_command(main, output_required=True):
     try:
         _open_standard_descriptors()
     except OSError as error:
-        sys.exit(_line(from_os_error(error, os.devnull)))
+        sys.exit(error_line(from_os_error(error, os.devnull)))
     sys.stderr = LossyStream(sys.stderr)
     if not output_required:
         sys.stdout = LossyStream(sys.stdout)
@@ -65,11 +65,11 @@ def run_command(main, output_required=True):
             sys.stdout.flush()
         sys.exit(status)
     except UserError as error:
-        sys.exit(1 if error.is_reported else _line(error))
+        sys.exit(1 if error.is_reported else error_line(error))
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:
-        sys.exit(_line(from_os_error(error, error.filename or "input/output")))
+        sys.exit(error_line(from_os_error(error, error.filename or "input/output")))
     except MemoryError:
         sys.exit("error: out of memory; close other programs, or choose a smaller model, batch, sequence or text")
     except KeyboardInterrupt:
@@ -80,8 +80,8 @@ def run_command(main, output_required=True):
         sys.stdout = LossyStream(sys.stdout)  # Python's own flush at exit would change the status to 120
 
 
-def _line(error):
-    """The line that reports an error; control characters, which a file's name may contain, are escaped."""
+def error_line(error):
+    """The line that reports an error or a message; control characters, which a file's name may contain, are escaped."""
     message = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(error))
     return f"error: {message}"
 

@@ -1,6 +1,5 @@
-"""Evaluates a model on token files and HellaSwag. `python -m gpt2.evaluate --help` lists the options."""
+"""Evaluates a model on token files and HellaSwag. `gpt2 evaluate --help` lists the options."""
 
-import argparse
 import contextlib
 import json
 import os
@@ -9,7 +8,7 @@ import sys
 import zlib
 
 from gpt2 import distributed
-from gpt2.arguments import add_model, add_threads
+from gpt2.arguments import add_model, add_threads, command_parser
 from gpt2.data.dataloader import DataLoader, expand
 from gpt2.data.hellaswag import count_examples
 from gpt2.data.vocabulary import GPT2Vocabulary, agreed_vocabulary, extends, model_vocabulary
@@ -17,7 +16,6 @@ from gpt2.distributed import SERIAL
 from gpt2.errors import UserError, from_os_error, run_command
 from gpt2.formats.files import atomic_write, open_to_read, sha256
 from gpt2.formats.run import parse_json_object
-from gpt2.inference.chat_evaluation import evaluate_chat, read_talks
 from gpt2.inference.evaluation import (
     LLMC_B,
     LLMC_BATCHES,
@@ -27,9 +25,7 @@ from gpt2.inference.evaluation import (
     llmc_val_loss,
     token_lengths,
 )
-from gpt2.inference.warmup import prepare_kernels_on_all
 from gpt2.machine import available_threads, set_threads
-from gpt2.model import GPT2
 from gpt2.output import lossy_output
 
 EARLIER_LIMIT = 2**24  # bytes of earlier results, which name all their files
@@ -37,14 +33,10 @@ NAMED = 5  # conversations that are left out
 BATCH_TOKENS = 1024  # in a batch by default: enough rows for matrix products to run at full speed
 
 
-def parse_arguments(arguments=None):
-    """Returns the options as a namespace. Raises UserError for values that no model allows."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gpt2.evaluate",
-        description="Prints a model's loss, perplexity and bits per byte over token files, its accuracy on HellaSwag, "
-        "and how it answers conversations.",
-    )
-    add_model(parser, required=True)
+def make_parser():
+    """Returns the Parser."""
+    parser = command_parser("evaluate")
+    add_model(parser, parser)
     add = parser.add_argument
     help_data = "token files or globs; each file is an independent text"
     add("--data", nargs="+", action="extend", metavar="FILE", help=help_data)
@@ -78,7 +70,12 @@ def parse_arguments(arguments=None):
         "nothing else",
     )
     add_threads(parser)
-    parser.set_defaults(threads=None)  # among ranks it depends on how many share the CPUs
+    return parser
+
+
+def parse_arguments(arguments=None):
+    """Returns the options as a namespace. Raises UserError for values that no model allows."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if not (options.data or options.hellaswag or options.chat):
         parser.error("nothing to evaluate: give --data, --hellaswag or --chat")
@@ -98,6 +95,10 @@ def evaluate(options, world=SERIAL):
 
     The ranks of a distributed.World share out --data, without --compat, and --hellaswag; the rest each does in full.
     """
+    from gpt2.inference.chat_evaluation import evaluate_chat, read_talks
+    from gpt2.inference.warmup import prepare_kernels_on_all
+    from gpt2.model import GPT2
+
     model = GPT2.from_pretrained(options.model, writable=False)
     if options.hellaswag:
         count_examples(options.hellaswag, model.config)  # report a bad file before spending time on --data

@@ -1,23 +1,21 @@
-"""Makes a page of what a model thinks of a text. `python -m gpt2.inspect --help` lists the options."""
+"""Makes a page of what a model thinks of a text. `gpt2 inspect --help` lists the options."""
 
-import argparse
-
-from gpt2.arguments import add_model, add_threads
+from gpt2.arguments import add_model, add_threads, command_parser
 from gpt2.errors import run_command
 from gpt2.machine import set_threads
-from gpt2.pages import inspection, page
+from gpt2.pages import MOST_TOKENS
 
 
-def parse_arguments(arguments=None):
-    """Returns the options as a namespace."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gpt2.inspect",
-        description="Writes one HTML page that shows what a model does with a text: each token's loss, probability and "
-        "likelier tokens, the attention of every head, what each layer would predict, and the residual stream's norms.",
+def make_parser():
+    """Returns the Parser."""
+    parser = command_parser(
+        "inspect",
+        "One HTML file: each token's loss, probability and likelier tokens, the attention of every head, what each "
+        "layer would predict, and the residual stream's norms.",
     )
-    add_model(parser, required=True)
+    add_model(parser, parser)
     add = parser.add_argument
-    add("--text", required=True, metavar="TEXT", help=f"text of at most {inspection.MOST_TOKENS} tokens")
+    add("--text", required=True, metavar="TEXT", help=f"text of at most {MOST_TOKENS} tokens")
     add(
         "--against",
         metavar="NAME|FILE.bin|DIR",
@@ -26,11 +24,13 @@ def parse_arguments(arguments=None):
     add("--output", "-o", required=True, metavar="FILE.html", help="the page to write")
     add("--force", action="store_true", help="replace an existing page")
     add_threads(parser)
-    return parser.parse_args(arguments)
+    return parser
 
 
 def main(arguments=None):
-    options = parse_arguments(arguments)
+    options = make_parser().parse_args(arguments)
+    from gpt2.pages import inspection, page
+
     set_threads(options.threads)
     page.require_free(options.output, inspection.KIND, options.force)
     written, count, losses = inspection.inspect(options.model, options.text, options.against)

@@ -1,4 +1,7 @@
-"""What this process may use of the machine: CPUs and memory, by its affinity and its control groups."""
+"""What this process may use of the machine: CPUs and memory, by its affinity and its control groups.
+
+The functions import the kernels themselves: commands that only prepare or convert files start without Numba.
+"""
 
 import math
 import os
@@ -8,7 +11,6 @@ import resource
 import psutil
 
 from gpt2.errors import UserError
-from gpt2.kernels.engine import target, threads
 
 FLOAT32, BF16, AUTO = PRECISIONS = ("float32", "bf16", "auto")
 # Which control groups a process is in, and where Linux shows them (version 1 has a hierarchy for each controller).
@@ -17,16 +19,21 @@ MEMBERSHIP, GROUPS = pathlib.Path("/proc/self/cgroup"), pathlib.Path("/sys/fs/cg
 
 def available_threads():
     """CPUs that this process may use: the smallest of its affinity, its container's quota and Numba's limit."""
+    from gpt2.kernels.engine import threads
+
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = min(map(_cpu_quota, _control_groups("cpu")), default=math.inf)
     return max(1, min(affinity, quota, threads.max_threads()))
 
 
-def set_threads(n):
-    """Makes the kernels that this Python thread calls run on `n` threads.
+def set_threads(n=None):
+    """Makes the kernels that this Python thread calls run on `n` threads, None for available_threads().
 
     Raises UserError unless 1 <= n <= the threads that Numba may start, and where those cannot start.
     """
+    from gpt2.kernels.engine import threads
+
+    n = available_threads() if n is None else n
     if not 1 <= n <= threads.max_threads():
         raise UserError(f"{n} threads asked for: choose from 1 to {threads.max_threads()}")
     try:
@@ -37,6 +44,8 @@ def set_threads(n):
 
 def chosen_precision(asked):
     """Returns FLOAT32 or BF16 for one of PRECISIONS. Raises UserError for BF16 where the CPU is not made for it."""
+    from gpt2.kernels.engine import target
+
     offered = target.has_bf16() or target.is_bf16_portable()
     if asked == AUTO:
         return BF16 if offered else FLOAT32

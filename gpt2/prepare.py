@@ -1,19 +1,18 @@
 """Makes token files from texts or conversations of your own: files or folders, compressed or not."""
 
-import argparse
-
+from gpt2.arguments import add_data_dir, command_parser
 from gpt2.data.chat_preparation import prepare_conversations
 from gpt2.data.preparation import prepare_texts
 from gpt2.data.texts import Form
 from gpt2.errors import UserError, run_command
-from gpt2.formats.files import data_dir
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m gpt2.prepare", description=__doc__)
+def make_parser():
+    """Returns the Parser."""
+    parser = command_parser("prepare")
     inputs = "texts: .txt, .md, .jsonl, .json, .csv, also with .gz or .zst; folders of them; globs; - (standard input)"
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help=inputs)
-    parser.add_argument("--name", required=True, help="makes NAME_train.bin and NAME_val.bin")
+    parser.add_argument("--name", required=True, metavar="NAME", help="makes NAME_train.bin and NAME_val.bin")
     vocab = "vocabulary: GPT-2's, the texts' characters, N byte pairs of the texts, or that of a folder (default: gpt2)"
     parser.add_argument("--vocab", default="gpt2", metavar="gpt2|chars|bpe:N|FOLDER", help=vocab)
     chat = "the inputs are conversations: messages, Alpaca or ShareGPT records, or lines of User: and Assistant:"
@@ -28,10 +27,13 @@ def main(arguments=None):
     parser.add_argument("--val-fraction", type=float, default=0.1, metavar="X", help=fraction)
     at = "where that part is taken (default: %(default)s)"
     parser.add_argument("--val-at", choices=("start", "end"), default="end", help=at)
-    folder = "folder for the token files (default: %(default)s)"
-    parser.add_argument("--data-dir", default=data_dir(), metavar="DIR", help=folder)
+    add_data_dir(parser)
     parser.add_argument("--force", action="store_true", help="replace what an earlier call made under this name")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments=None):
+    given = make_parser().parse_args(arguments)
     val = given.val_fraction, given.val_at
     if given.chat:
         for option in ("documents", "text_field", "text_column"):

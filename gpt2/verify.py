@@ -1,20 +1,16 @@
-"""Compares a model's logits, loss and gradients with a reference state of another implementation, or writes one.
+"""Compares a model's logits, loss and gradients with a reference state of another implementation, or writes one."""
 
-Usage: python -m gpt2.verify MODEL.bin STATE.bin [--write TOKENS.bin [-b B] [-t T]]
-"""
-
-import argparse
 import math
 import pathlib
 
 import numpy as np
 
+from gpt2.arguments import add_threads, command_parser
 from gpt2.data.dataloader import DataLoader
 from gpt2.errors import UserError, run_command
 from gpt2.formats.llmc import State, read_state, write_state
 from gpt2.inference.evaluation import LLMC_B, LLMC_T
-from gpt2.machine import available_threads, set_threads
-from gpt2.model import GPT2
+from gpt2.machine import set_threads
 
 LOGITS_LIMIT = 1e-3  # largest absolute difference
 LOSS_LIMIT = 1e-4  # absolute difference
@@ -66,34 +62,42 @@ def write_reference(path, model, tokens, B, T):
     print(f"wrote {path}: a batch of {B} x {T}, loss {state.loss:.6f}")
 
 
-def main():
-    """Prints the table, or writes a state. Returns the exit status: 1 if any difference exceeds its limit."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gpt2.verify",
-        description="Compare a model's logits, loss and gradients with another implementation's reference state. "
+def make_parser():
+    """Returns the Parser."""
+    parser = command_parser(
+        "verify",
         "Gradients are compared by the relative norm of the difference, logits by the largest absolute difference. "
-        "With --write, write such a state for another implementation to compare itself with.",
+        "With --write, writes such a state for another implementation to compare itself with.",
     )
-    parser.add_argument("model", metavar="MODEL.bin", help="model file, version 1, 3 or 5")
-    parser.add_argument("state", metavar="STATE.bin", help="reference state: inputs, targets, logits, loss, gradients")
-    parser.add_argument(
-        "--write",
-        metavar="TOKENS.bin",
-        help="write STATE.bin instead: the model's results on the first batch of this token file",
-    )
-    parser.add_argument("--batch-size", "-b", type=int, metavar="B", help=f"of --write (default: {LLMC_B}, llm.c's)")
-    parser.add_argument("--seq-len", "-t", type=int, metavar="T", help=f"of --write (default: {LLMC_T}, llm.c's)")
-    arguments = parser.parse_args()
-    B, T = arguments.batch_size, arguments.seq_len
-    if arguments.write is None and (B, T) != (None, None):
-        parser.error("--batch-size and --seq-len go with --write")
+    add = parser.add_argument
+    add("model", metavar="MODEL.bin", help="model file, version 1, 3 or 5")
+    add("state", metavar="STATE.bin", help="reference state: inputs, targets, logits, loss, gradients")
+    help_text = "write STATE.bin instead: the model's results on the first batch of --data"
+    add("--write", action="store_true", help=help_text)
+    add("--data", metavar="FILE", help="of --write: a token file")
+    add("--batch-size", "-b", type=int, metavar="B", help=f"of --write (default: {LLMC_B}, llm.c's)")
+    add("--seq-len", "-t", type=int, metavar="T", help=f"of --write (default: {LLMC_T}, llm.c's)")
+    add_threads(parser)
+    return parser
 
-    set_threads(available_threads())
-    model = GPT2.load(arguments.model)
-    if arguments.write is not None:
+
+def main(arguments=None):
+    """Prints the table, or writes a state. Returns the exit status: 1 if any difference exceeds its limit."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    B, T = options.batch_size, options.seq_len
+    if options.write != (options.data is not None):
+        parser.error("--write goes with --data, the token file whose first batch is taken")
+    if not options.write and (B, T) != (None, None):
+        parser.error("--batch-size and --seq-len go with --write")
+    from gpt2.model import GPT2
+
+    set_threads(options.threads)
+    model = GPT2.load(options.model)
+    if options.write:
         B, T = LLMC_B if B is None else B, LLMC_T if T is None else T
-        return write_reference(arguments.state, model, arguments.write, B, T)
-    reference = read_state(arguments.state, model.config)
+        return write_reference(options.state, model, options.data, B, T)
+    reference = read_state(options.state, model.config)
     rows = compare(run_model(model, reference.inputs, reference.targets), reference)
     print(f"{'':<10} {'difference':>10} {'limit':>8}")
     failures = 0

@@ -32,14 +32,19 @@ def checkout(tmp_path):
     folder = tmp_path / "clone"
     for name in ("gpt2", "data/chat"):
         shutil.copytree(ROOT / name, folder / name)
-    for name in ("build.sh", "train_gpt2.py", "requirements.txt"):
+    for name in ("build.sh", "pyproject.toml", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
     return folder
 
 
 def test_the_shipped_chat_answers_what_it_was_taught(checkout):
+    # The environment of the tests stays as it is: to build.sh the command gpt2 seems to be installed.
+    installed = checkout / "site/gpt2-0.dist-info/METADATA"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("Metadata-Version: 2.1\nName: gpt2\nVersion: 0\n")
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
-    printed = run(["bash", "build.sh", "chat"], checkout, 900, VIRTUAL_ENV=sys.prefix, PATH=path).stdout
+    env = {"VIRTUAL_ENV": sys.prefix, "PATH": path, "PYTHONPATH": str(checkout / "site")}
+    printed = run(["bash", "build.sh", "chat"], checkout, 900, **env).stdout
     taught, held_out, unseen = [tuple(map(int, found)) for found in ANSWERS.findall(printed)]
     for at_least, share, (exact, count, _) in ((300, 0.95, taught), (60, 0.5, held_out), (400, 0.95, unseen)):
         assert count >= at_least and exact >= share * count, printed

@@ -103,7 +103,9 @@ def test_ctrl_c_stops_an_answer_which_stays_as_it_is_shown():
 @pytest.mark.parametrize("form", ["bf16", "int8"])
 def test_narrower_weights_answer_alike(form, monkeypatch, capsys):
     used = []
-    monkeypatch.setattr("gpt2.chat.prepare_kernels", lambda form: used.append(form) or prepare_kernels(form))
+    monkeypatch.setattr(
+        "gpt2.inference.warmup.prepare_kernels", lambda form: used.append(form) or prepare_kernels(form)
+    )
     main(["--model", "tuned.bin", "-p", "Hi", "--temperature", "0", "--weights", form])
     assert capsys.readouterr().out == "Hello.\n"
     assert used == [form]

@@ -24,7 +24,7 @@ from tests.support.numeric import random_batch, randomise
 from tests.support.vocabulary import byte_level, byte_vocabulary, pin_byte_vocabulary, write_vocabulary
 
 CONFIG = GPT2Config(maxT=12, V=50, L=2, NH=2, C=8)
-WITHOUT_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors"}
+WITHOUT_TOKENIZER = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
 TOKENIZER = {"merges.txt", "vocab.json", "special_tokens_map.json", "tokenizer_config.json"}
 
 
@@ -66,7 +66,7 @@ def test_conversion_there_and_back_is_exact(model, tmp_path):
     convert.convert("folder", "back.bin")
     assert (tmp_path / "back.bin").read_bytes() == (tmp_path / "ours.bin").read_bytes()
     convert.convert("back.bin", "again")
-    for name in WITHOUT_TOKENIZER:
+    for name in WITHOUT_TOKENIZER - {"README.md"}:  # which has the folder's name
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
     assert entries() == {"ours.bin", "back.bin", "back_vocabulary", "folder", "again"}
 
@@ -251,8 +251,13 @@ def test_a_parameter_too_large_for_bfloat16_is_refused(model):
 def test_the_target_s_name_determines_the_format(model, tmp_path):
     (tmp_path / "folder.bin").mkdir()
     refused(r"^folder.bin: a folder, but a name in .bin means a file", "ours.bin", "folder.bin", force=True)
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    refused(r"^model.safetensors: a file, but", "ours.bin", "model.safetensors", force=True)
+    (tmp_path / "model").write_bytes(b"")
+    refused(r"^model: a file, but", "ours.bin", "model", force=True)
+    advice = "choose a name in .bin or .gguf, or, for a Hugging Face folder, one without a suffix$"
+    message = rf"^new\.safetensors: no form that convert writes ends in \.safetensors; {advice}"
+    refused(message, "ours.bin", "new.safetensors")
+    convert.convert("ours.bin", "small-v1.5")  # no suffix of a file
+    assert load_folder("small-v1.5")[0] == CONFIG
 
 
 def test_other_errors(model):

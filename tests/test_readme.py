@@ -12,12 +12,14 @@ import shlex
 import numpy as np
 import pytest
 
-import train_gpt2
+import prepro_tinyshakespeare
 from gpt2 import GPT2, GPT2Config
+from gpt2.commands import COMMANDS
 from gpt2.formats.llmc import write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.optimizer import OPTIMIZERS, SCHEDULES
 from gpt2.training import checkpoint
+from gpt2.training.__main__ import parse_arguments
 from gpt2.training.budget import checkpoint_bytes
 from gpt2.training.loop import resume
 from gpt2.training.options import CONTENTS, FREE, PROCESS, SIZES, TrainOptions, flag, on_resume
@@ -27,15 +29,7 @@ from tests.support.vocabulary import shrink_gpt2, write_foreign_folder
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench/README.md", ROOT / "data/README.md"]
-SCRIPTS = {
-    "prepro_tinyshakespeare.py": "prepro_tinyshakespeare",
-    "train_gpt2.py": "train_gpt2",
-    "bench/compare.py": "bench.compare",
-    "bench/generate.py": "bench.generate",
-}
-MODULES = ("prepare", "generate", "chat", "evaluate", "convert", "checkpoint", "verify", "profile")
-MODULES += ("inspect", "report")
-COMMANDS = [*(f"gpt2.{module}" for module in MODULES), "tests.soak"]  # started by python -m
+SCRIPTS = {"bench/compare.py": "bench.compare", "bench/generate.py": "bench.generate"}  # with argparse's own parser
 
 
 def blocks(page, language):
@@ -52,9 +46,11 @@ def commands():
     found = {}
     for page in PAGES:
         lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
-        for line in [*lines, *inline_code(page)]:
-            if line.startswith(("python ", "bash build.sh")):
-                words = itertools.takewhile(lambda word: word != "<", shlex.split(line, comments=True))
+        named = [code for code in inline_code(page) if not code.startswith("gpt2 ")]  # as in "`gpt2 prepare` writes"
+        for line in [*lines, *named]:
+            line = line.rpartition(" | ")[2]
+            if line.startswith(("gpt2 ", "python ", "bash build.sh")):
+                words = itertools.takewhile(lambda word: word not in ("<", ">"), shlex.split(line, comments=True))
                 for command in " ".join(map(shlex.quote, words)).split(" '&&' "):
                     found[command] = shlex.split(command)
     return found
@@ -166,25 +162,31 @@ class ParsedError(Exception):
 @pytest.mark.parametrize("words", [pytest.param(words, id=shown) for shown, words in commands().items()])
 def test_every_command_shown_parses(words, monkeypatch):
     if words[0] == "bash":
-        if words[2:3] == ["test"]:
-            return  # pytest's options
-        if words[2:] == ["chat"]:
-            return  # see test_build_chat.py
-        words = ["python", "train_gpt2.py", *words[2:]]
-    if words[1] == "-m":
-        name, arguments = words[2], words[3:]
-        assert name in COMMANDS
-    else:
-        name, arguments = SCRIPTS[words[1]], words[2:]
+        if words[2:3] in (["test"], ["chat"]):
+            return  # pytest's options, and see test_build_chat.py
+        words = ["gpt2", "train", *words[2:]]
+    if words[:2] == ["python", "-m"]:
+        words = words[2:]
+    elif words[0] == "python":
+        words = words[1:]
+    name, *arguments = words
     try:
-        if name == "train_gpt2":
-            TrainOptions(**train_gpt2.parse_arguments(arguments)[0])
-            return
-        # Without arguments, a command that is named in the text need only exist.
-        if arguments or name.startswith("bench."):
-            parse(name, arguments, monkeypatch)
+        if words[:2] == ["gpt2", "train"]:
+            TrainOptions(**parse_arguments(arguments[1:])[0])
+        elif name == "gpt2" and arguments and arguments[0] in COMMANDS:
+            parser_of(arguments[0]).parse_args(arguments[1:])
+        elif name == "prepro_tinyshakespeare.py":
+            prepro_tinyshakespeare.make_parser().parse_args(arguments)
+        elif name in SCRIPTS or name == "tests.soak":
+            parse(SCRIPTS.get(name, name), arguments, monkeypatch)
+        else:
+            assert words in (["gpt2"], ["gpt2", "--version"])
     except SystemExit as end:
         assert end.code == 0, "the command line is refused"  # 0: --help
+
+
+def parser_of(name):
+    return importlib.import_module(COMMANDS[name].module).make_parser()
 
 
 def parse(name, arguments, monkeypatch):
@@ -204,13 +206,11 @@ def parse(name, arguments, monkeypatch):
 
 
 def test_every_option_named_in_the_text_exists(monkeypatch):
-    known = set()
-    arguments = {"prepare": ["a", "--name", "a"], "convert": ["a", "b"], "verify": ["a", "b"], "checkpoint": ["a"]}
-    arguments |= {"evaluate": ["--model", "gpt2", "--data", "a"], "chat": ["--model", "gpt2"]}
-    arguments |= {"inspect": ["--model", "gpt2", "--text", "a", "-o", "a"], "report": ["a"]}
-    for name in [*SCRIPTS.values(), *COMMANDS]:
+    parsers = [prepro_tinyshakespeare.make_parser(), *map(parser_of, COMMANDS)]
+    for name in (*SCRIPTS.values(), "tests.soak"):
         with monkeypatch.context() as patch:
-            known |= parse(name, arguments.get(name.partition(".")[2], []), patch)._option_string_actions.keys()
+            parsers.append(parse(name, [], patch))
+    known = {option for parser in parsers for option in parser._option_string_actions}
     named = {
         option for page in PAGES for code in inline_code(page) for option in re.findall(r"(?<!\S)--?[a-z][\w-]*", code)
     }

@@ -124,7 +124,7 @@ def test_command_fails_past_the_limits(tmp_path, monkeypatch, capsys, change, fa
     ours, reference = change(random_state()), random_state()
     if swapped:
         ours, reference = reference, ours
-    monkeypatch.setattr(verify.GPT2, "load", lambda path: StubModel(ours))
+    monkeypatch.setattr(GPT2, "load", lambda path: StubModel(ours))
     status, table = run(monkeypatch, capsys, "model.bin", written(tmp_path / "state.bin", reference))
     verdicts = {what: line.split()[-1] for what, line in table.items() if line.endswith(("PASS", "FAIL"))}
     assert len(verdicts) == 18
@@ -163,7 +163,7 @@ def command(monkeypatch, line):
 
 
 def test_what_is_written_is_accepted_and_a_change_is_not(folder, monkeypatch, capsys):
-    assert not command(monkeypatch, "tiny.bin state.bin --write tokens.bin -b 3 -t 10")
+    assert not command(monkeypatch, "tiny.bin state.bin --write --data tokens.bin -b 3 -t 10")
     state = read_state("state.bin", folder.config)
     tokens = np.random.default_rng(0).integers(0, 50, 100)
     assert np.array_equal(state.inputs, tokens[:30].reshape(3, 10))
@@ -191,20 +191,26 @@ def test_the_batch_is_llmcs_by_default(tmp_path, monkeypatch, capsys):
     config = GPT2Config(maxT=64, V=50, L=1, NH=1, C=4)
     GPT2(config).save("tiny.bin")
     write_tokens("tokens.bin", np.arange(300) % 50)
-    command(monkeypatch, "tiny.bin state.bin --write tokens.bin")
+    command(monkeypatch, "tiny.bin state.bin --write --data tokens.bin")
     assert read_state("state.bin", config).inputs.shape == (4, 64)
 
 
 BAD = {
-    "state there": ("tiny.bin tokens.bin --write tokens.bin -t 8", "tokens.bin: already exists"),
-    "no tokens": ("tiny.bin state.bin --write none.bin -t 8", "none.bin: no such token file"),
-    "too few tokens": ("tiny.bin state.bin --write tokens.bin -t 16 -b 9", "tokens.bin: 100 tokens, .* at least 145"),
-    "not tokens": ("tiny.bin state.bin --write tiny.bin -t 8", "tiny.bin: "),
-    "T beyond maxT": ("tiny.bin state.bin --write tokens.bin", "--seq-len 64: the model's context length is 16"),
-    "T 0": ("tiny.bin state.bin --write tokens.bin -t 0", "batch of 4 x 0 tokens"),
-    "B 0": ("tiny.bin state.bin --write tokens.bin -t 8 -b 0", "batch of 0 x 8 tokens"),
-    "no folder": ("tiny.bin none/state.bin --write tokens.bin -t 8", "none/state.bin: No such file or directory"),
-    "no model": ("none.bin state.bin --write tokens.bin", "none.bin: No such file or directory"),
+    "state there": ("tiny.bin tokens.bin --write --data tokens.bin -t 8", "tokens.bin: already exists"),
+    "no tokens": ("tiny.bin state.bin --write --data none.bin -t 8", "none.bin: no such token file"),
+    "too few tokens": (
+        "tiny.bin state.bin --write --data tokens.bin -t 16 -b 9",
+        "tokens.bin: 100 tokens, .* at least 145",
+    ),
+    "not tokens": ("tiny.bin state.bin --write --data tiny.bin -t 8", "tiny.bin: "),
+    "T beyond maxT": ("tiny.bin state.bin --write --data tokens.bin", "--seq-len 64: the model's context length is 16"),
+    "T 0": ("tiny.bin state.bin --write --data tokens.bin -t 0", "batch of 4 x 0 tokens"),
+    "B 0": ("tiny.bin state.bin --write --data tokens.bin -t 8 -b 0", "batch of 0 x 8 tokens"),
+    "no folder": (
+        "tiny.bin none/state.bin --write --data tokens.bin -t 8",
+        "none/state.bin: No such file or directory",
+    ),
+    "no model": ("none.bin state.bin --write --data tokens.bin", "none.bin: No such file or directory"),
 }
 
 

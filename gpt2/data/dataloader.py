@@ -257,7 +257,7 @@ def expand(patterns):
         # A file name may contain glob characters.
         found = [pattern] if os.path.exists(pattern) else glob.glob(pattern)
         if not found:
-            raise UserError(f"{pattern}: no such token file; make one with python -m gpt2.prepare")
+            raise UserError(f"{pattern}: no such token file; make one with gpt2 prepare")
         for path in found:
             paths.setdefault(os.path.abspath(path), path)  # "./x" and "x" are one file
     return sorted(paths.values())

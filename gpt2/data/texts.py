@@ -85,7 +85,7 @@ def refuse_texts(paths):
     if not (found := [path for path in paths if _is_text(path)]):
         return
     name = re.sub(r"[^\w.-]+", "_", pathlib.Path(found[0]).name.partition(".")[0]) or "mine"
-    command = f"python -m gpt2.prepare {shlex.join(found[:SHOWN])}{' ...' if found[SHOWN:] else ''} --name {name}"
+    command = f"gpt2 prepare {shlex.join(found[:SHOWN])}{' ...' if found[SHOWN:] else ''} --name {name}"
     train, val = (shlex.quote(str(data_dir() / f"{name}_{split}.bin")) for split in ("train", "val"))
     raise UserError(
         f"{found[0]}: a text, not a token file; make token files of it with: {command}; "

@@ -270,7 +270,7 @@ def agreed_vocabulary(words, V, paths):
             own = "gpt2" if words.sha256 is None else words.path or "FOLDER"
             raise UserError(
                 f"{path}: tokens of another vocabulary than the model's, which {_described(words)}; prepare the text "
-                f"with that: python -m gpt2.prepare TEXT --name NAME --vocab {own}"
+                f"with that: gpt2 prepare TEXT --name NAME --vocab {own}"
             )
     return words
 
@@ -290,7 +290,7 @@ def conversations_vocabulary(words, V, paths):
         own = words.path or ("gpt2" if words.sha256 is None else "FOLDER")
         raise UserError(
             f"{paths[0]}: tokens of a vocabulary that does not begin with the model's, which {_described(words)}; "
-            f"prepare the conversations with that: python -m gpt2.prepare FILE --chat --name NAME --vocab {own}"
+            f"prepare the conversations with that: gpt2 prepare FILE --chat --name NAME --vocab {own}"
         )
     return found
 

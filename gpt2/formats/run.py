@@ -131,4 +131,4 @@ def _names(folder, folders=False):
 
 
 def _advice(folder):
-    return f"python -m gpt2.checkpoint {folder} lists the intact checkpoints"
+    return f"gpt2 checkpoint {folder} lists the intact checkpoints"

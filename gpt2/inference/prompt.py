@@ -15,6 +15,11 @@ MOST_BYTES = 2**26  # of a prompt: a pipe or a device may never end
 SILENT_SECONDS = 5  # that a pipe may take to say something before there is taken to be no prompt
 
 
+def has_prompts(path):
+    """Whether --prompt-file, a path or None, names a file of many prompts rather than of one."""
+    return path is not None and path.endswith(".jsonl")
+
+
 def read_prompt(text, path, stdin):
     """Returns the prompt as a str, from the first source given, or None if there is none.
 

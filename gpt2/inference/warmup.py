@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from gpt2.config import GPT2Config
 from gpt2.inference.decoder import Decoder
-from gpt2.inference.weights import FORMS, converted
+from gpt2.inference.forms import FORMS
+from gpt2.inference.weights import converted
 from gpt2.kernels.dropout import Dropout
 from gpt2.kernels.engine import jit
 from gpt2.model import GPT2

@@ -4,12 +4,12 @@ import numpy as np
 
 from gpt2.formats.llmc import round_to_bfloat16, widen_bfloat16
 from gpt2.formats.pretrained import load_weights
+from gpt2.inference.forms import BF16, FLOAT32, INT8
 from gpt2.kernels.decode import Weights
 from gpt2.kernels.engine.widen import GROUP, quantised_row
 from gpt2.layout import MATRICES, parameter_layout
 from gpt2.memory import allocate
 
-FLOAT32, BF16, INT8 = FORMS = ("float32", "bf16", "int8")
 # What a token reads in whole; biases, layernorms and position embeddings stay float32.
 NARROWED = tuple(name for name in MATRICES if name != "wpe")
 _DTYPES = {FLOAT32: np.float32, BF16: np.uint16, INT8: np.int8}

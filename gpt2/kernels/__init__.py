@@ -9,3 +9,14 @@ try:
     import numba  # noqa: F401
 except ValueError as error:  # NUMBA_NUM_THREADS=0
     raise SystemExit(f"error: Numba cannot be loaded: {error}") from None
+
+from gpt2.kernels.engine.jit import on_cache_miss
+
+
+def _compile_in_child(folder):
+    from gpt2.inference.warmup import compile_in_child
+
+    compile_in_child(folder)
+
+
+on_cache_miss(_compile_in_child)

@@ -12,10 +12,9 @@ from gpt2.inference.anatomy import dissect
 from gpt2.inference.prompt import encode_prompt
 from gpt2.inference.warmup import prepare_kernels
 from gpt2.model import GPT2
-from gpt2.pages import page
+from gpt2.pages import MOST_TOKENS, page
 from gpt2.pages.labels import divided_characters, labels
 
-MOST_TOKENS = 256
 KIND = "inspect"
 
 

@@ -130,7 +130,7 @@ def _recipe_default(name):
 class TrainOptions:
     """The options of a run. Raises UserError for a value out of range.
 
-    None leaves the choice to the run, which keeps what it chose in a `Resolved`. `python train_gpt2.py --help`
+    None leaves the choice to the run, which keeps what it chose in a `Resolved`. `gpt2 train --help`
     describes all options.
     """
 
@@ -234,7 +234,7 @@ class TrainOptions:
 
     optimizer: str = _option(_OPTIMIZER, "adamw", OPTIMIZER, f"what updates: {', '.join(OPTIMIZERS)}", "NAME")
     learning_rate: float | None = _option(
-        _OPTIMIZER, None, real(0), "the peak", "LR", "-l", shown_default=_recipe_default("learning_rate")
+        _OPTIMIZER, None, real(0), "learning rate, its peak", "LR", "-l", shown_default=_recipe_default("learning_rate")
     )
     lr_schedule: str | None = _option(
         _OPTIMIZER,
@@ -451,7 +451,7 @@ def _normalised(value, kind):
 
 def flag(name):
     """The command-line form of an option's name."""
-    return f"--{name.replace('_', '-')}"
+    return "--lr" if name == "learning_rate" else f"--{name.replace('_', '-')}"
 
 
 def on_resume(name):
@@ -465,7 +465,7 @@ _FIELDS = {field.name: field for field in dataclasses.fields(TrainOptions)}
 def add_arguments(parser):
     """Adds an argument for each option to an argparse.ArgumentParser, of which only those given leave a value.
 
-    Values are checked by TrainOptions: what cannot be converted arrives there as text.
+    The values' ranges are checked by TrainOptions.
     """
     groups = {}
     for name, field in _FIELDS.items():
@@ -476,14 +476,14 @@ def add_arguments(parser):
         kind = details["kind"]
         if kind is SWITCH:
             groups[details["group"]].add_argument(
-                *names, action="store_true", help=details["help"], default=argparse.SUPPRESS
+                *names, action="store_true", dest=name, help=details["help"], default=argparse.SUPPRESS
             )
             continue
-        default = field.default_factory() if field.default is dataclasses.MISSING else field.default
-        shown = details["shown_default"] or default
+        shown = details["shown_default"] or field.default
         groups[details["group"]].add_argument(
             *names,
-            type=_lenient(kind.convert),
+            type=kind.convert,
+            dest=name,
             nargs="+" if kind in SEVERAL else "?" if kind is ORDER else None,
             const=True if kind is ORDER else None,
             action="extend" if kind in SEVERAL else "store",
@@ -491,13 +491,3 @@ def add_arguments(parser):
             help=f"{details['help']} (default: {shown})".replace("%", "%%"),
             default=argparse.SUPPRESS,
         )
-
-
-def _lenient(convert):
-    def converted(text):
-        try:
-            return convert(text)
-        except ValueError:
-            return text
-
-    return converted

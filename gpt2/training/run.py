@@ -148,9 +148,9 @@ class Run:
         folder = str(self.folder)
         folder = f"./{folder}" if folder.startswith("-") else folder
         if folder.isprintable():
-            return f"python train_gpt2.py --resume {shlex.quote(folder)}"
+            return f"gpt2 train --resume {shlex.quote(folder)}"
         escaped = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
-        return f"python train_gpt2.py --resume $'{escaped}'"
+        return f"gpt2 train --resume $'{escaped}'"
 
     def require_same(self):
         """Raises UserError, before the first step, if a rank has other data, another model or another version."""
@@ -217,7 +217,7 @@ class Run:
             if not math.isfinite(sum_of_squares(self.state.model.params_flat)):
                 raise UserError(
                     f"after step {self.state.step} the parameters are not finite, first "
-                    f"{first_nonfinite(self.state.model)}; that was not saved: try a lower --learning-rate"
+                    f"{first_nonfinite(self.state.model)}; that was not saved: try a lower --lr"
                 )
 
 

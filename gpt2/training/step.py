@@ -63,8 +63,8 @@ def train_step(state, options):
             with world.together():
                 raise UserError(
                     f"step {step}: the loss is {loss}, the gradient's norm {norm}; the first number that is not finite "
-                    f"is in {_first_place(world, where)}; nothing of this step was saved: try a lower --learning-rate, "
-                    "or --skip-nonfinite"
+                    f"is in {_first_place(world, where)}; nothing of this step was saved: try a lower --lr, or "
+                    "--skip-nonfinite"
                 )
     state.finish_step(record)
     return record

@@ -421,7 +421,7 @@ WRONG = {
     "conversations": (new_format(TOKENS, version=2), "conversations, not the tokens of a text"),
     "model file": (new_format(TOKENS, magic=20240326)[:1044], "token 20240326 at position 0 is not in 0 .. 50256"),
     "no header, not int32": (bytes(5), "not a token file: 5 bytes"),
-    "text": (b"Hello, world", "a text, not a token file; make token files of it with: python -m gpt2.prepare "),
+    "text": (b"Hello, world", "a text, not a token file; make token files of it with: gpt2 prepare "),
     "bytes": (b"\xffello, world\n", "not a token file: 13 bytes|token .* at position 0 is not in"),
     "id at V": (new_format([*range(12), V]), "token 50257 at position 12 is not in 0 .. 50256"),
     "old, id at V": (old_format([*range(12), V]), "token 50257 at position 12"),

@@ -234,7 +234,7 @@ def test_the_command_that_makes_token_files_is_named_ready_to_run(monkeypatch):
         refuse_texts(["my text (1).txt.gz", "b.md"])
     assert str(error.value) == (
         "my text (1).txt.gz: a text, not a token file; make token files of it with: "
-        "python -m gpt2.prepare 'my text (1).txt.gz' b.md --name my_text_1_; "
+        "gpt2 prepare 'my text (1).txt.gz' b.md --name my_text_1_; "
         "then train with --train-data data/my_text_1__train.bin, or evaluate with --data data/my_text_1__val.bin"
     )
 

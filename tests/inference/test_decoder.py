@@ -9,7 +9,7 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.errors import UserError
 from gpt2.inference import decoder as decoder_module
 from gpt2.inference.decoder import Decoder
-from gpt2.inference.weights import FLOAT32, FORMS
+from gpt2.inference.forms import FLOAT32, FORMS
 from gpt2.kernels import decode, small_batch
 from gpt2.kernels.matmul import matmul_forward, matmul_gelu_forward, matmul_nt, matmul_residual_forward
 from gpt2.machine import set_threads

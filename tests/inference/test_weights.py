@@ -9,7 +9,8 @@ from gpt2.formats import llmc
 from gpt2.formats.pretrained import load_weights
 from gpt2.inference import weights as weights_module
 from gpt2.inference.context import Batch, Context
-from gpt2.inference.weights import BF16, FLOAT32, FORMS, INT8, NARROWED, converted, form_of, load, quantised
+from gpt2.inference.forms import BF16, FLOAT32, FORMS, INT8
+from gpt2.inference.weights import NARROWED, converted, form_of, load, quantised
 from gpt2.kernels.small_batch import widen
 from tests.support.narrow import values
 from tests.support.numeric import randomise

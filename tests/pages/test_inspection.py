@@ -11,7 +11,8 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.errors import UserError
 from gpt2.formats.run import checkpoint_paths
 from gpt2.inspect import main
-from gpt2.pages.inspection import MOST_TOKENS, _packed, inspect
+from gpt2.pages import MOST_TOKENS
+from gpt2.pages.inspection import _packed, inspect
 from tests import reference
 from tests.support.pages import CONFIG, WORDS, page_data, save_model, unpacked
 

@@ -76,8 +76,8 @@ def write_foreign_folder(path, config, words=None):
 
 
 def files_of(path):
-    """Returns a dict of name -> bytes of the files in a folder."""
-    return {file.name: file.read_bytes() for file in pathlib.Path(path).iterdir()}
+    """Returns a dict of name -> bytes of the files in a folder, but for the model card, which has its name."""
+    return {file.name: file.read_bytes() for file in pathlib.Path(path).iterdir() if file.name != "README.md"}
 
 
 def write_tokens_of(vocabulary, path, tokens):

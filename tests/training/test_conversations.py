@@ -240,7 +240,7 @@ def test_a_model_of_gpt2s_vocabulary_grows_to_its_with_control_tokens(folder, mo
 
 def test_conversations_of_another_vocabulary_are_refused():
     message = r"^others_train\.bin: tokens of a vocabulary that does not begin with the model's, which has \d+ tokens; "
-    advice = r"prepare the conversations with that: python -m gpt2\.prepare FILE --chat --name NAME --vocab "
+    advice = r"prepare the conversations with that: gpt2 prepare FILE --chat --name NAME --vocab "
     refused(f"{message}{advice}facts/vocabulary$", train_data="others_train.bin")
     message = r"^(others_train\.bin|talks_train\.bin| and ){3}: tokens of different vocabularies; prepare both "
     refused(message, val_data="others_train.bin", val_every=1)

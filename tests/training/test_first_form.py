@@ -97,7 +97,7 @@ def test_no_clipping_is_not_clipping_by_the_recipe():
     stopped_in_the_first_form(dataclasses.replace(clipped, grad_clip=0.0))
     with pytest.raises(UserError, match=r"--grad-clip was 0\.0, not 1\.0"):
         resume("out", {"grad_clip": 1.0, "threads": 1})
-    with pytest.raises(UserError, match=r"--learning-rate was 0\.01, not 0\.02"):
+    with pytest.raises(UserError, match=r"--lr was 0\.01, not 0\.02"):
         resume("out", {"learning_rate": 0.02, "threads": 1})
     resume("out", {"grad_clip": 0.0, "threads": 1})
     assert contents("out", 10) == contents("whole", 10)

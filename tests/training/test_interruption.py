@@ -116,7 +116,7 @@ def test_a_signal_saves_the_step_just_finished_and_the_command_printed_goes_on(f
     step = last_step(output)
     assert 5 <= step < STEPS and checkpoint.find("a folder", report=pytest.fail).step == step
     assert pathlib.Path("a folder/loss.png").read_bytes().startswith(b"\x89PNG")
-    (command,) = re.findall(r"^resume with: python train_gpt2.py (.*)$", output, re.MULTILINE)
+    (command,) = re.findall(r"^resume with: gpt2 train (.*)$", output, re.MULTILINE)
     arguments = shlex.split(command)
     assert arguments == ["--resume", "a folder"]
     resumed = subprocess.run([*SCRIPT, *arguments], capture_output=True, text=True, timeout=300)

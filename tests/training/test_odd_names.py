@@ -13,6 +13,7 @@ from gpt2 import GPT2, GPT2Config
 from gpt2.formats.llmc import write_tokens
 from gpt2.machine import available_threads, set_threads
 from gpt2.training import checkpoint, loop
+from gpt2.training.__main__ import parse_arguments
 from gpt2.training.options import TrainOptions
 
 BASE = "--init tiny.bin -b 2 -t 8 -x 4 --sample-every 0 --threads 1".split()
@@ -46,14 +47,14 @@ def test_token_files_of_any_name_are_trained_on_and_resumed(name):
 def test_output_folders_of_any_name_are_resumed_by_the_command_that_is_printed(name, capfd):
     write_tokens("t.bin", np.arange(200) % 50)
     data = ("--train-data", "t.bin", "--val-data", "t.bin")
-    options = TrainOptions(**train_gpt2.parse_arguments([*BASE, *data, f"--out-dir={name}"])[0])
+    options = TrainOptions(**parse_arguments([*BASE, *data, f"--out-dir={name}"])[0])
 
     def stop(state, record):
         if state.step == 2:
             signal.raise_signal(signal.SIGTERM)
 
     assert loop.train(options, on_step=stop).exit_status == 143
-    (command,) = re.findall(r"^resume with: python train_gpt2.py (.*)$", capfd.readouterr().out, re.MULTILINE)
+    (command,) = re.findall(r"^resume with: gpt2 train (.*)$", capfd.readouterr().out, re.MULTILINE)
     shell = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, timeout=20, check=True)
     train_gpt2.main([*map(os.fsdecode, shell.stdout.split(b"\0")[:-1]), "--threads", "1"])
     assert checkpoint.find(name, report=pytest.fail).step == 4

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gpt2.errors import UserError
-from gpt2.training.options import CONTENTS, FIXED, FREE, PROCESS, Resolved, TrainOptions, add_arguments, on_resume
+from gpt2.training.options import CONTENTS, FIXED, FREE, PROCESS, Resolved, TrainOptions, add_arguments, flag, on_resume
 
 NAMES = [field.name for field in dataclasses.fields(TrainOptions)]
 PATHS = {"train_data", "val_data"}
@@ -47,7 +47,7 @@ BAD = (
 @pytest.mark.parametrize("name", NAMES)
 def test_a_value_that_an_option_does_not_take_is_refused_in_one_line_with_its_flag(name):
     for value in BAD[name] + ([] if name in OPEN else [None]):
-        with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')} [^\n]*: expected [^\n]+$"):
+        with pytest.raises(UserError, match=rf"^{flag(name)} [^\n]*: expected [^\n]+$"):
             TrainOptions(**{name: value})
 
 
@@ -149,7 +149,6 @@ def test_a_resumed_run_may_change_only_what_leaves_it_the_same_run():
         ("--shuffle llmc", {"shuffle": "llmc"}),
         ("--size baby --layers 2 --epochs 3", {"size": "baby", "layers": 2, "epochs": 3}),
         ("--beta1 0 --prompt 12 --seed 5", {"beta1": 0.0, "prompt": "12", "seed": 5}),
-        ("--batch-size two --eps x", {"batch_size": "two", "eps": "x"}),
     ],
 )
 def test_arguments_leave_only_what_was_given(line, given):

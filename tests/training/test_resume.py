@@ -109,7 +109,7 @@ def test_more_steps_and_another_folder_are_allowed(folder):
         (["-b", "3"], "--batch-size was 2, not 3"),
         (["-t", "4"], "--seq-len was 8, not 4"),
         (["--grad-accum-steps", "1"], "--grad-accum-steps was 3, not 1"),
-        (["-l", "1"], "--learning-rate was 0.01, not 1.0"),
+        (["-l", "1"], "--lr was 0.01, not 1.0"),
         (["--seed", "1", "--beta1", "0.8"], "--beta1 was 0.9, not 0.8; --seed was 1337, not 1"),
         (["--shuffle", "llmc"], "--shuffle was True, not llmc"),
         (["--train-data", "train-1.bin"], r"--train-data: .*train-2.bin"),

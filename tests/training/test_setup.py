@@ -117,7 +117,7 @@ def test_training_files_without_validation_files_are_refused(train_data, beside)
 @pytest.mark.parametrize("changes", [{}, {"init": "scratch"}, {"val_data": "val.bin"}, {"val_every": 0}])
 def test_a_text_is_refused_with_the_command_that_makes_token_files(changes):
     pathlib.Path("novel.txt").write_text("It was a dark night. " * 4)
-    with pytest.raises(UserError, match=r"^novel\.txt: a text, .*: python -m gpt2\.prepare novel\.txt --name novel; "):
+    with pytest.raises(UserError, match=r"^novel\.txt: a text, .*: gpt2 prepare novel\.txt --name novel; "):
         start(**{"train_data": "novel.txt", "val_data": None} | changes)
     with pytest.raises(UserError, match=r"^novel\.txt: a text, .* --train-data data/novel_train\.bin"):
         start(val_data="novel.txt")

@@ -113,7 +113,7 @@ def test_a_vocabulary_lost_everywhere_leaves_ids_with_the_reason(capsys):
 
 def test_data_of_another_vocabulary_are_refused_by_name():
     expected = r"^pairs_train\.bin: tokens of another vocabulary than the model's, which has \d+ tokens; "
-    command = r"prepare the text with that: python -m gpt2\.prepare TEXT --name NAME --vocab chars_run/vocabulary$"
+    command = r"prepare the text with that: gpt2 prepare TEXT --name NAME --vocab chars_run/vocabulary$"
     refused(expected + command, train, "pairs", init="chars_run")
     refused(expected, loop.resume, "chars_run", {"max_steps": 8, "train_data": "pairs_train.bin"}, anyway=True)
     mixed = {"train_data": "chars_train.bin", "val_data": "pairs_val.bin"}

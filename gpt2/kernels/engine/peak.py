@@ -1,4 +1,4 @@
-"""Kernels that measure the machine's peak rates, which `gpt2.profile` compares the others with."""
+"""Kernels that measure the machine's peak rates, which `gpt2 profile` compares the others with."""
 
 from numba import prange
 
