@@ -11,6 +11,7 @@ _HOMES = {
     "GPT2Config": "gpt2.config",
     "AdamW": "gpt2.optimizer",
     "DataLoader": "gpt2.data.dataloader",
+    "Tokenizer": "gpt2.data.vocabulary",
     "train": "gpt2.training.loop",
     "resume": "gpt2.training.loop",
     "TrainOptions": "gpt2.training.options",

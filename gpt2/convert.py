@@ -12,7 +12,7 @@ from gpt2.data import tokenizer
 from gpt2.data.chat_vocabulary import chat_template
 from gpt2.data.vocabulary import held_vocabulary, model_vocabulary, save_vocabulary
 from gpt2.errors import UserError, run_command
-from gpt2.formats import gguf_file, huggingface, llmc
+from gpt2.formats import architecture, gguf_file, huggingface, llmc
 from gpt2.formats.files import atomic_folder, interrupted_replacement, open_to_read
 from gpt2.formats.pretrained import has_random_weights, load_config, load_weights, vocabulary_path
 from gpt2.formats.tensors import INDEX, WEIGHTS, WRITTEN_SHARD
@@ -38,6 +38,8 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
     """
     target = _resolved(target)
     _check_dtype(target, dtype)
+    # What reads the files takes the model for a GPT-2; only a folder says which activation it has.
+    architecture.require(target, architecture.GELU if target.suffix in MODEL_FILES else architecture.ACTIVATION)
     _check_target(target, MODEL_FILES.get(target.suffix), force)
     start = time.perf_counter()
     vocabulary = model_vocabulary(source, data_dir)

@@ -99,8 +99,9 @@ class GPT2:
     view of them (see `layout.parameter_layout`); `acts`, the same for the activations that the last forward pass kept
     for a backward pass, empty before the first; `scratch`, for tensors that every pass overwrites. Gradients are
     allocated when first used: `has_gradients` is False for a model that only evaluates. `vocabulary` is the SHA-256 of
-    the vocabulary's tokens, as `save` writes it: see llmc.save_model. `bf16` is whether matrix products round their
-    factors to bfloat16: False at first.
+    the vocabulary's tokens, as `save` writes it: see llmc.save_model. `tokenizer` is what `generate` uses, a
+    gpt2.Tokenizer or the TokenizerFolder that it is made from; None for GPT-2's, and if it is unknown. `bf16` is
+    whether matrix products round their factors to bfloat16: False at first.
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
@@ -124,7 +125,17 @@ class GPT2:
         self._batch = None  # (tokens, targets, dropout) of the last forward pass that was completed
         self._bf16 = False
         self._random = None  # the checksum of random parameters, None for trained ones
+        self.tokenizer = None
         self.vocabulary = None if config.V == GPT2_SIZE else llmc.UNKNOWN_VOCABULARY
+
+    def __repr__(self):
+        arrays = {"parameters": self._params_flat, "gradients": self._grads_flat, "activations": self._acts_flat}
+        sizes = {what: array.nbytes for what, array in arrays.items() if array is not None and array.size}
+        units = {
+            what: f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB" for what, size in sizes.items()
+        }
+        memory = ", ".join(f"{what} {size}" for what, size in units.items())
+        return f"GPT2({self.config}), {self.config.num_parameters:,} parameters\nmemory: {memory}"
 
     @property
     def params_flat(self):
@@ -172,10 +183,10 @@ class GPT2:
         return self._random is not None
 
     @classmethod
-    def _from_parameters(cls, config, params_flat, is_untrained, vocabulary):
+    def _from_parameters(cls, config, params_flat, is_untrained, vocabulary, tokenizer):
         model = cls.__new__(cls)
         model._own(config, params_flat)
-        model.vocabulary = vocabulary
+        model.vocabulary, model.tokenizer = vocabulary, tokenizer
         if is_untrained:
             model._random = zlib.crc32(params_flat)
         return model
@@ -184,15 +195,13 @@ class GPT2:
     def load(cls, path):
         """Reads a model file in llm.c's format (float32 or bfloat16), the folder of a run, or a Hugging Face folder."""
         weights = pretrained.load_path(path)
-        vocabulary, _ = pretrained.find_vocabulary(path)
-        return cls._from_parameters(*weights, pretrained.has_random_weights(path), vocabulary)
+        return cls._from_parameters(*weights, pretrained.has_random_weights(path), *pretrained.find_vocabulary(path))
 
     @classmethod
     def from_pretrained(cls, name, data_dir=None, writable=True):
         """A model by its name, as `pretrained.load_weights` takes it: "gpt2-large", "owner/name", a file, a folder."""
         weights = pretrained.load_weights(name, data_dir, writable)
-        vocabulary, _ = pretrained.find_vocabulary(name)
-        return cls._from_parameters(*weights, pretrained.has_random_weights(name), vocabulary)
+        return cls._from_parameters(*weights, pretrained.has_random_weights(name), *pretrained.find_vocabulary(name))
 
     def grown(self, V):
         """Returns a model with V tokens, more than this one has, which must not be used any more.
@@ -208,13 +217,13 @@ class GPT2:
                 tensor[: len(self.params[name])] = self.params[name]
         wte = layout.views(params_flat)["wte"]
         wte[self.config.V : V] = wte[: self.config.V].mean(axis=0, dtype=np.float64)
-        model = self._from_parameters(config, params_flat, is_untrained, self.vocabulary)
+        model = self._from_parameters(config, params_flat, is_untrained, self.vocabulary, self.tokenizer)
         model.bf16 = self.bf16
         return model
 
     def __reduce__(self):
         # A copy's tensors must be views of its own arrays. It starts without gradients and activations.
-        parameters = self.config, self.params_flat, self.is_untrained, self.vocabulary
+        parameters = self.config, self.params_flat, self.is_untrained, self.vocabulary, self.tokenizer
         return type(self)._from_parameters, parameters, {"_bf16": self._bf16}
 
     def save(self, path):
@@ -285,6 +294,18 @@ class GPT2:
         out = np.empty((B, self.config.Vp), self.params_flat.dtype)
         matmul_nt(out, last, self.params["wte"], self.bf16)
         return out[:, : self.config.V]
+
+    def generate(self, prompt="", max_new_tokens=256, seed=None, *, tokenizer=None, **sampling):
+        """Returns the prompt, a str, with the text that the model continues it by, up to the end of the text.
+
+        An empty prompt starts a new document. seed: draws the same text again; None draws another each time. tokenizer:
+        a gpt2.Tokenizer, default the model's own. sampling: temperature, top_k, top_p, min_p, repetition_penalty, see
+        gpt2.inference.sampling.Sampling. The text is that of `gpt2 generate` with these options. It may be longer than
+        maxT: see gpt2.inference.context.Context. Raises UserError for values out of range, and without a vocabulary.
+        """
+        from gpt2.inference.completion import complete
+
+        return complete(self, prompt, max_new_tokens, seed, tokenizer, **sampling)
 
     def attention(self, tokens, layer):
         """Returns the attention probabilities of one layer, (B,NH,T,T): a row is a query's, over the keys up to it.

@@ -14,8 +14,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = ("kernels", "core", "formats", "data", "inference", "training", "pages", "commands")
 COMMANDS = {"__main__", "arguments", "commands", "model_card", "training.__main__", *TABLE}
 KERNEL_LIBRARIES = {"numba", "llvmlite"}
-# GPT2.load and GPT2.from_pretrained stand where a reader looks for them; missing kernels are compiled by their warm-up.
-EXCEPTIONS = {("gpt2.model", "gpt2.formats"), ("gpt2.kernels", "gpt2.inference.warmup")}
+# GPT2.load, GPT2.from_pretrained and GPT2.generate stand where a reader looks for them; missing kernels are compiled by
+# their warm-up.
+EXCEPTIONS = {
+    ("gpt2.model", "gpt2.formats"),
+    ("gpt2.model", "gpt2.inference.completion"),
+    ("gpt2.kernels", "gpt2.inference.warmup"),
+}
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "gpt2").rglob("*.py")])
 
 

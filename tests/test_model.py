@@ -11,7 +11,7 @@ from gpt2.config import PRESETS, GPT2Config
 from gpt2.errors import UserError
 from gpt2.kernels.dropout import Dropout
 from gpt2.layout import parameter_layout
-from gpt2.model import GPT2, activation_layout
+from gpt2.model import GPT2, activation_layout, activations_size
 from gpt2.optimizer import AdamW
 from tests import reference
 from tests.support.numeric import (
@@ -560,6 +560,17 @@ def _with_gradients():
     model.forward(tokens, targets)
     model.backward()
     return model, tokens, targets, model.grads_flat.copy()
+
+
+def test_its_repr_says_what_memory_it_has():
+    config = GPT2Config(maxT=128, V=500, L=2, NH=2, C=100)
+    model = GPT2(config)
+    first = f"GPT2({config}), 305,600 parameters"
+    assert repr(model) == f"{first}\nmemory: parameters 1.2 MB"
+    tokens = np.zeros((4, 64), int)
+    model.overwrite_gradients(tokens, tokens)
+    sizes = {"parameters": 1.2, "gradients": 1.2, "activations": activations_size(config, 4, 64) * 4 / 1e6}
+    assert repr(model) == f"{first}\nmemory: {', '.join(f'{what} {size:.1f} MB' for what, size in sizes.items())}"
 
 
 def test_flat_arrays_are_changed_in_place_and_not_replaced():

@@ -24,12 +24,28 @@ from gpt2.training.budget import checkpoint_bytes
 from gpt2.training.loop import resume
 from gpt2.training.options import CONTENTS, FREE, PROCESS, SIZES, TrainOptions, flag, on_resume
 from tests.support.runs import records
-from tests.support.vocabulary import shrink_gpt2, write_foreign_folder
+from tests.support.vocabulary import pin_byte_vocabulary, shrink_gpt2, write_foreign_folder, write_vocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench/README.md", ROOT / "data/README.md"]
-SCRIPTS = {"bench/compare.py": "bench.compare", "bench/generate.py": "bench.generate"}  # with argparse's own parser
+# With argparse's own parser.
+SCRIPTS = {
+    "bench/compare.py": "bench.compare",
+    "bench/generate.py": "bench.generate",
+    "bench/scaling.py": "bench.scaling",
+}
+# Of mpirun and srun.
+LAUNCHERS_OPTIONS = {
+    "-f",
+    "-n",
+    "--hostfile",
+    "--bind-to",
+    "--oversubscribe",
+    "--mpi",
+    "--kill-on-bad-exit",
+    "--signal",
+}
 
 
 def blocks(page, language):
@@ -48,7 +64,7 @@ def commands():
         lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
         named = [code for code in inline_code(page) if not code.startswith("gpt2 ")]  # as in "`gpt2 prepare` writes"
         for line in [*lines, *named]:
-            line = line.rpartition(" | ")[2]
+            line = re.sub(r"^(mpirun|srun) .*?(?=(python|gpt2) )", "", line.rpartition(" | ")[2])
             if line.startswith(("gpt2 ", "python ", "bash build.sh")):
                 words = itertools.takewhile(lambda word: word not in ("<", ">"), shlex.split(line, comments=True))
                 for command in " ".join(map(shlex.quote, words)).split(" '&&' "):
@@ -83,13 +99,14 @@ def run_block(page, promise):
 
 
 PROMISES = (
-    "next_batch",
+    "import GPT2, AdamW, DataLoader, GPT2Config\n",
     'SCHEDULES["inverse_sqrt"]',
     "last_logits",
-    "model_vocabulary",
+    'Tokenizer.from_pretrained("my_model")',
     'resume("short"',
     "GoodEnough",
     "class Lion",
+    "GPT2Config, Tokenizer, TrainOptions, train",
 )
 
 
@@ -121,10 +138,26 @@ def test_the_models_methods_do_what_the_page_asserts(folder):
     run_block(ROOT / "docs/python.md", PROMISES[2])
 
 
+def test_the_first_example_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPT2_DATA_DIR", "data")
+    pathlib.Path("data").mkdir()
+    pin_byte_vocabulary(monkeypatch, whole=True)  # at its size, 50,257 tokens
+    write_vocabulary(pathlib.Path("data"), whole=True)
+    for split in ("train", "val"):
+        write_tokens(f"data/tiny_shakespeare_{split}.bin", np.arange(3000) % 50)
+    names = run_block(ROOT / "docs/python.md", PROMISES[7])
+    out = capsys.readouterr().out
+    assert out.startswith("GPT2(GPT2Config(maxT=64, V=50257, L=4, NH=4, C=128)), 7,234,432 parameters\nmemory: ")
+    assert out.count("The sea was") == 2
+    losses = list(names["result"].train_losses.values())
+    assert len(losses) == 3 and all(f"\n{step} {loss}\n" in out for step, loss in enumerate(losses, start=1))
+
+
 def test_the_vocabulary_of_a_model_is_what_the_page_says(folder):
     words = write_foreign_folder("my_model", GPT2Config(maxT=8, V=300, L=1, NH=1, C=4))
     names = run_block(ROOT / "docs/python.md", PROMISES[3])
-    assert names["words"].sha256 == words.sha256 and names["words"].problem is None
+    assert names["tokenizer"].sha256 == words.sha256
 
 
 def test_a_run_is_resumed(folder):
@@ -214,7 +247,7 @@ def test_every_option_named_in_the_text_exists(monkeypatch):
     named = {
         option for page in PAGES for code in inline_code(page) for option in re.findall(r"(?<!\S)--?[a-z][\w-]*", code)
     }
-    assert named - known - {"-m"} == set()
+    assert named - known - {"-m"} - LAUNCHERS_OPTIONS == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -31,7 +31,25 @@ from gpt2.formats.tokenizer_folder import (
 )
 
 
-class Vocabulary:
+class Tokenizer:
+    """What Vocabulary and GPT2Vocabulary are to Python users: `encode(text)`, a list of int, and `decode(tokens)`."""
+
+    @staticmethod
+    def from_pretrained(name, data_dir=None):
+        """Returns the vocabulary of a model, by any name that GPT2.from_pretrained takes, or in a folder of its own.
+
+        data_dir: where GPT-2's is, or is downloaded to. Raises UserError if texts cannot be encoded and decoded.
+        """
+        found = model_vocabulary(name, data_dir)
+        if found.problem:
+            raise UserError(found.problem)
+        return found
+
+    def __repr__(self):
+        return f"Tokenizer({self.size:,} tokens, {self.path or 'GPT-2'})"
+
+
+class Vocabulary(Tokenizer):
     """A text's tokens and back, by a tokenizers.Tokenizer.
 
     Attributes: `size`, the number of tokens; `tokens`, a list of their names; `begin`, the id that begins a text, may
@@ -127,7 +145,7 @@ class Vocabulary:
         return StreamDecoder(self._decode_all, LONGEST_CLEAN_UP if self._cleans_up else 0)
 
 
-class GPT2Vocabulary:
+class GPT2Vocabulary(Tokenizer):
     """GPT-2's own vocabulary, by tiktoken; attributes and methods as those of Vocabulary.
 
     Its files are read, or downloaded, when they are first needed; UserError is raised then if that fails.
@@ -233,7 +251,11 @@ def model_vocabulary(name, data_dir=None):
 
     data_dir: where GPT-2's is. Raises UserError if a model file and the vocabulary beside it do not belong together.
     """
-    sha256, folder = pretrained.find_vocabulary(name)
+    return found_vocabulary(name, *pretrained.find_vocabulary(name), data_dir)
+
+
+def found_vocabulary(name, sha256, folder, data_dir=None):
+    """Returns the vocabulary that pretrained.find_vocabulary found, as `model_vocabulary` does; name: for messages."""
     if folder is None and sha256 is None:
         return GPT2Vocabulary(data_dir)
     if folder is None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError, safe_repr
+from gpt2.formats.architecture import ACTIVATION, GELU, require
 from gpt2.formats.files import open_to_read, read_json, write_json
 from gpt2.formats.tensors import DTYPES, INDEX, WEIGHTS, read_headers, read_tensor, write_tensors
 from gpt2.formats.tokenizer_folder import (
@@ -54,9 +55,9 @@ MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks: constant
 FOREIGN_SIZES = {"maxT": "n_positions", "V": "vocab_size", "L": "n_layer", "NH": "n_head", "C": "n_embd"}
 # Other names of gelu_new, GELU by tanh, in transformers' activations.py.
 GELU_SYNONYMS = ("gelu_pytorch_tanh", "gelu_fast")
-# The only architecture supported; a missing key has this value.
+# The only architecture supported; a missing key has this value, but a missing activation is GPT-2's.
 ARCHITECTURE = {
-    "activation_function": "gelu_new",
+    "activation_function": ACTIVATION,
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -129,11 +130,12 @@ def read_config(path):
     # Checked first: other architectures lack some of the other keys.
     if fields.get("model_type") != "gpt2":
         raise UserError(f"{path}: model_type is {safe_repr(fields.get('model_type'))}, only 'gpt2' is supported")
-    if fields.get("activation_function") in GELU_SYNONYMS:
-        fields["activation_function"] = ARCHITECTURE["activation_function"]
+    if fields.setdefault("activation_function", GELU) in GELU_SYNONYMS:
+        fields["activation_function"] = GELU
     for key, supported in ARCHITECTURE.items():
         if (value := fields.get(key, supported)) != supported:
             raise UserError(f"{path}: {key} is {safe_repr(value)}, only {supported!r} is supported")
+    require(path, ACTIVATION)
     sizes = {}
     for name, key in FOREIGN_SIZES.items():
         sizes[name] = fields.get(key)

@@ -12,6 +12,7 @@ import numpy as np
 
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError, from_os_error
+from gpt2.formats import architecture
 from gpt2.formats.files import HEADER_BYTES, atomic_write, check_size, open_to_read, read_header, write_header
 from gpt2.formats.tokenizer_folder import GPT2_SHA256, GPT2_SIZE
 from gpt2.layout import parameter_layout
@@ -20,8 +21,8 @@ from gpt2.memory import allocate
 MODEL_MAGIC = 20240326
 UNPADDED, FLOAT32, BFLOAT16 = 1, 3, 5
 VERSION_DTYPES = {UNPADDED: "float32", FLOAT32: "float32", BFLOAT16: "bfloat16"}
-# Places in headers that llm.c leaves 0: 1 for random weights, and the vocabulary's digest.
-UNTRAINED, MODEL_DIGEST, TOKENS_DIGEST = 8, slice(9, 17), slice(3, 11)
+# Places in headers that llm.c leaves 0: 1 for random weights, the vocabulary's digest, architecture.MARK.
+UNTRAINED, MODEL_DIGEST, MODEL_LAYERS, TOKENS_DIGEST = 8, slice(9, 17), 17, slice(3, 11)
 UNKNOWN_VOCABULARY = "f" * 64  # in place of a digest
 WRITTEN_VERSIONS = {"float32": FLOAT32, "bfloat16": BFLOAT16}
 TOKENS_MAGIC, TOKENS_VERSION = 20240520, 1
@@ -83,9 +84,10 @@ def write_model(file, config, params, dtype="float32", untrained=False, vocabula
     assert params.shape == (parameter_layout(config).size,)
     sizes = config.maxT, config.V, config.L, config.NH, config.C, config.Vp
     implied = None if config.V == GPT2_SIZE else UNKNOWN_VOCABULARY
-    stated = "" if vocabulary == implied else vocabulary or GPT2_SHA256  # GPT-2's may be in a model of more tokens
+    # GPT-2's may be in a model of more tokens.
+    stated = "0" * 64 if vocabulary == implied else vocabulary or GPT2_SHA256
     digest = np.frombuffer(bytes.fromhex(stated), "<i4")
-    write_header(file, [MODEL_MAGIC, WRITTEN_VERSIONS[dtype], *sizes, int(untrained), *digest])
+    write_header(file, [MODEL_MAGIC, WRITTEN_VERSIONS[dtype], *sizes, int(untrained), *digest, architecture.MARK])
     write_floats(file, params, dtype)
 
 
@@ -94,7 +96,8 @@ def read_sizes(file, path):
 
     Returns (GPT2Config, version). Raises UserError.
     """
-    magic, version, maxT, V, L, NH, C, Vp = (int(value) for value in read_header(file, path, "a model file")[:8])
+    header = read_header(file, path, "a model file")
+    magic, version, maxT, V, L, NH, C, Vp = (int(value) for value in header[:8])
     if magic != MODEL_MAGIC:
         raise UserError(
             f"{path}: not a model file in llm.c's format: it starts with {magic}, expected {MODEL_MAGIC}; "
@@ -102,6 +105,10 @@ def read_sizes(file, path):
         )
     if version not in VERSION_DTYPES:
         raise UserError(f"{path}: model file version {version}, expected one of {(*VERSION_DTYPES,)}")
+    if header[MODEL_LAYERS] == 0:
+        architecture.require(path)
+    elif header[MODEL_LAYERS] != architecture.MARK:
+        raise UserError(f"{path}: made by kernels with another activation or normalisation than these have")
     try:
         config = GPT2Config(maxT, V, L, NH, C)
     except UserError as error:

@@ -7,7 +7,7 @@ import sys
 
 from gpt2.config import PRESETS
 from gpt2.errors import UnavailableError, UserError
-from gpt2.formats import files
+from gpt2.formats import architecture, files
 from gpt2.formats.huggingface import CONFIG, CONFIG_LIMIT, load_folder, read_config, read_weights
 from gpt2.formats.llmc import (
     UNKNOWN_VOCABULARY,
@@ -58,6 +58,8 @@ def load_weights(name, data_dir=None, writable=True, bfloat16=False):
     path, repository = _locate(name)
     if path is not None:
         return load_path(path, writable, bfloat16)
+    if repository in RELEASED.values():
+        architecture.require(name)
     if repository == GPT2_REPOSITORY:
         return _load_gpt2(pathlib.Path(data_dir or files.data_dir()), writable, bfloat16)
     config, revision = _hub_config(repository)

@@ -15,7 +15,7 @@ from gpt2.inference.weights import converted
 from gpt2.kernels.dropout import Dropout
 from gpt2.kernels.engine import jit
 from gpt2.model import GPT2
-from gpt2.optimizer import AdamW, gradient_norm
+from gpt2.optimizer import OPTIMIZERS, AdamW, gradient_norm
 from gpt2.output import lossy_output
 
 # The child imports the parent's modules, wherever the parent found them.
@@ -28,8 +28,8 @@ _form = FORMS[0]  # of the weights that a child prepares for
 def prepare_kernels(form=FORMS[0], optimizer=AdamW):
     """Loads all kernels, so that no later call has to; the first time, a child process compiles them (a minute).
 
-    form: that of the weights which text is generated from, one of FORMS. optimizer: a subclass of Optimizer; what it
-    compiles itself is compiled in this process.
+    form: that of the weights which text is generated from, one of FORMS. optimizer: a subclass of Optimizer. The child
+    knows those of the package's OPTIMIZERS; what another one needs is compiled in this process.
     """
     global _form
     _form = form
@@ -100,7 +100,8 @@ def compile_kernels(folder, form):
     jit.compile_into(pathlib.Path(folder))
     with jit.watch_compilation(_report):
         try:
-            prepare_kernels(form)
+            for optimizer in OPTIMIZERS.values():
+                prepare_kernels(form, optimizer)
         except OSError as error:
             sys.exit(f"{folder}: {error.strerror}")
 

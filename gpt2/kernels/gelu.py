@@ -1,7 +1,7 @@
-"""GELU in GPT-2's tanh approximation (Hendrycks and Gimpel, 2016, section 2).
+"""The MLP's activation: GELU in GPT-2's tanh approximation (Hendrycks and Gimpel, 2016, section 2).
 
 With 0.5 (1 + tanh u) = 1 / (1 + e^-2u) it takes one exponential and one division. It has no kernel of its own:
-matmul.py fuses it into the product's tasks.
+matmul.py and small_batch.py fuse these two functions into the product's tasks, in training and in generation.
 """
 
 import math
@@ -11,6 +11,8 @@ import numpy as np
 from gpt2.kernels.engine.fastmath import exp
 from gpt2.kernels.engine.jit import inline
 
+# Transformers' name for the activation; files and exported models say it. Change it with the functions.
+ACTIVATION = "gelu_new"
 _SCALE = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
 _ONE, _THREE = np.float32(1), np.float32(3)

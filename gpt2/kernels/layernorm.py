@@ -5,6 +5,8 @@ from numba import prange
 
 from gpt2.kernels.engine.jit import kernel
 
+# Files say it, and a model with another one is not exported. Change it with the functions.
+NORMALISATION = "layernorm"
 _EPSILON = 1e-5
 # Channels per task in summing parameter gradients over rows.
 _CHANNELS = 128

@@ -114,7 +114,7 @@ SEQ_LEN, MAX_STEPS = 64, 40  # defaults, unless the model's context is shorter, 
 SIZES = {"layers": "L", "heads": "NH", "channels": "C", "context": "maxT"}
 
 _DATA, _BATCH, _OPTIMIZER = "model and data", "batches and steps", "optimizer"
-_SHOWN, _RUN = "validation, samples and what is shown", "the run"
+_SHOWN, _LOGS, _RUN = "validation and samples", "logs", "the run"
 
 
 def _size(help_text, metavar):
@@ -309,7 +309,7 @@ class TrainOptions:
     )
 
     log_every: int = _option(
-        _SHOWN,
+        _LOGS,
         1,
         whole(0),
         "steps between those that are printed, besides the last one and skipped updates; metrics.jsonl has all of them",
@@ -317,7 +317,7 @@ class TrainOptions:
         on_resume=FREE,
     )
     norms_every: int = _option(
-        _SHOWN,
+        _LOGS,
         0,
         whole(0),
         "steps between those whose gradient norms go, by tensor and layer, to metrics.jsonl and norms.png, 0: never",
@@ -325,7 +325,7 @@ class TrainOptions:
         on_resume=FREE,
     )
     report_to: tuple[str, ...] = _option(
-        _SHOWN,
+        _LOGS,
         (NOWHERE,),
         REPORT_TO,
         "also report what metrics.jsonl has to: tensorboard, in the folder tensorboard inside --out-dir; wandb",

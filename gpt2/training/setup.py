@@ -149,7 +149,8 @@ def _agreed(vocabulary, config, paths):
 def _make_run(options, folder, model_parts, loaders, resolved, world):
     """model_parts: the model, its vocabulary, and the one to show samples with."""
     model, vocabulary, shown = model_parts
-    model.vocabulary, model.bf16 = vocabulary.sha256, resolved.precision == BF16
+    model.vocabulary, model.tokenizer = vocabulary.sha256, vocabulary
+    model.bf16 = resolved.precision == BF16
     train_loader, val_loader = loaders
     make_optimizer = OPTIMIZERS[options.optimizer]
     shard = shards(model.params_flat.size, world.size)[world.rank]

@@ -232,6 +232,10 @@ WRONG = {
     "NH does not divide C": (changed(5, 3), "4 channels.*3 heads"),
     "C": (changed(6, 8), "truncated"),
     "Vp": (changed(7, 256), "padded to 256 rows, expected 128"),
+    "other layers": (
+        file_bytes(HEADER + [0] * 9 + [5], parameters()),
+        "made by kernels with another activation or normalisation",
+    ),
     "Vp absent": (changed(7, 0), "padded to 0 rows, expected 128"),
     "all sizes at their maximum": (
         file_bytes([20240326, 1, *[2**31 - 1] * 5], np.zeros(1)),

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from gpt2.inference import warmup
+from gpt2.optimizer import OPTIMIZERS, AdamW
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LINE = "compiling the kernels: a minute, in the first run only\n"
@@ -119,6 +120,25 @@ def test_the_child_ends_with_its_parent_and_says_nothing(tmp_path, signal_number
         out, err = process.communicate(timeout=20)
     interrupted = signal_number == signal.SIGINT
     assert (process.returncode, out, err) == ((130, "", "interrupted\n") if interrupted else (-9, "", ""))
+
+
+def test_it_takes_a_step_of_the_optimizer_that_runs_and_the_child_of_each_that_is_listed(monkeypatch, tmp_path):
+    stepped = []
+
+    class Lion(AdamW):
+        def step(self, *arguments):
+            stepped.append(type(self))
+
+    class Muon(Lion):
+        pass
+
+    warmup.prepare_kernels(optimizer=Lion)
+    assert stepped == [Lion]
+    monkeypatch.setattr(warmup.jit, "compile_into", lambda folder: None)
+    for each in (Lion, Muon):
+        monkeypatch.setitem(OPTIMIZERS, each.__name__, each)
+    warmup.compile_kernels(tmp_path, warmup.FORMS[0])
+    assert stepped == [Lion, Lion, Muon]
 
 
 class Terminal(io.StringIO):

@@ -13,7 +13,7 @@ NAMES = [field.name for field in dataclasses.fields(TrainOptions)]
 PATHS = {"train_data", "val_data"}
 POSITIVE = {"batch_size", "seq_len", "grad_accum_steps", "sample_tokens", "keep"}
 COUNTS = {"max_steps", "skip_nonfinite", "val_every", "val_batches", "sample_every", "checkpoint_every", "seed"}
-COUNTS |= {"warmup_steps", "patience"}
+COUNTS |= {"warmup_steps", "patience", "log_every", "norms_every"}
 SIZES = {"layers", "heads", "channels", "context"}
 POSITIVE |= SIZES | {"epochs"}
 NUMBERS = {"learning_rate", "weight_decay", "grad_clip", "skip_spikes"}
@@ -40,6 +40,7 @@ BAD = (
         "threads": [1.0, "1", True, 2**31],
         "timeout": [0, 10**6 + 1, 1.0, "1", True],
         "optimizer": ["", "sgd", 1],
+        "report_to": ["", "mlflow", (), ("wandb", "none"), ("wandb", 1), 1],
     }
 )
 
@@ -67,6 +68,8 @@ def test_a_value_that_an_option_does_not_take_is_refused_in_one_line_with_its_fl
         ("prompt", ["", "\0", "caf\u00e9\n"]),
         ("threads", [1, 2**31 - 1]),  # how many there may be is for the machine to say
         ("seed", [0]),
+        ("log_every", [0]),
+        ("report_to", [("none",), ("wandb", "tensorboard")]),
     ],
 )
 def test_values_at_the_limits_are_taken(name, values):
@@ -132,7 +135,16 @@ def test_a_resumed_run_may_change_only_what_leaves_it_the_same_run():
     assert policies[CONTENTS] == PATHS
     assert policies[PROCESS] == {"out_dir", "threads", "timeout"}
     length, kept = {"max_steps", "epochs", "patience"}, {"checkpoint_every", "keep", "keep_best"}
-    shown = {"val_every", "val_batches", "sample_every", "sample_tokens", "prompt"}
+    shown = {
+        "val_every",
+        "val_batches",
+        "sample_every",
+        "sample_tokens",
+        "prompt",
+        "log_every",
+        "norms_every",
+        "report_to",
+    }
     assert policies[FREE] == length | kept | shown | {"skip_nonfinite", "skip_spikes"}
     rest = set(NAMES) - set.union(*policies.values())
     assert all(on_resume(name) == FIXED for name in rest)

@@ -264,11 +264,3 @@ def test_a_full_disk_under_the_events_ends_only_them(folder, monkeypatch, capsys
         "--report-to tensorboard failed, nothing more is reported to it: [Errno 28] No space left on device\n"
     )
     assert len(records()) == 5
-
-
-def test_unknown_reporters_and_none_beside_others_are_refused():
-    for value in ("mlflow", ("wandb", "none"), (), 3):
-        with pytest.raises(
-            UserError, match=r"^--report-to .*: expected none, or one or several of tensorboard, wandb$"
-        ):
-            TrainOptions(report_to=value)
