@@ -45,7 +45,7 @@ if [[ "${1:-}" == test ]]; then
 fi
 echo 'installing requirements.txt and the command gpt2'
 install --requirement requirements.txt
-if ! "$python" -c 'import importlib.metadata; importlib.metadata.distribution("gpt2")' 2>/dev/null; then
+if ! [[ -x "$(dirname "$python")/gpt2" ]]; then
     install --no-deps --editable .
 fi
 

@@ -9,7 +9,7 @@ from gpt2.errors import UserError, run_command
 
 def make_parser():
     """Returns the Parser."""
-    parser = Parser("prepro_tinyshakespeare.py", __doc__, ["", "--input mine.txt"])
+    parser = Parser("python prepro_tinyshakespeare.py", __doc__, ["", "--input mine.txt"])
     text = "UTF-8 texts instead of TinyShakespeare (or a copy of it that you have), each for token files of its own"
     parser.add_argument("--input", nargs="+", action="extend", metavar="FILE", help=text)
     add_data_dir(parser)

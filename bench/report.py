@@ -191,12 +191,13 @@ def draw_scaling(entry, path):
     bars = [(f"{way}, {kind}", found) for way, kinds in entry["exchanges"].items() for kind, found in kinds.items()]
     for y, (_, found) in enumerate(bars):
         right.barh(y, found["ms"], color="lightgrey" if found["target_ms"] is None else "tab:blue")
-        right.annotate(f"{found['ms']:.0f}", (found["ms"], y), va="center", fontsize=9)
+        text = f"{found['ms']:.0f}"
+        right.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
         target = np.nan if found["target_ms"] is None else found["target_ms"]
         right.plot(target, y, "|", color="black", markersize=18, markeredgewidth=2, label="" if y else "target")
     right.set_yticks(range(len(bars)), [name for name, _ in bars])
     right.set_ylim(len(bars) - 0.5, -0.5)
     right.grid(axis="x", alpha=0.3)
-    right.legend(loc="lower right")
-    right.set_title(f"measured: {entry['parameters']:,} floats between 2 ranks, ms")
+    right.legend(loc="upper right")
+    right.set_title(f"measured: exchange of {entry['parameters'] / 1e6:.0f}M floats, ms")
     figure.savefig(path, dpi=120)

@@ -1,6 +1,7 @@
 """The command line: the parser of all commands, and options that several of them share."""
 
 import argparse
+import re
 import sys
 
 from gpt2.commands import COMMANDS
@@ -29,7 +30,8 @@ class Parser(argparse.ArgumentParser):
             exit_on_error=False,
             formatter_class=_Layout,
         )
-        self._examples = [f"  {prog} {example}" for example in examples]
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse's own takes -1e-3 for an option
+        self._examples = [f"  {prog} {example}".rstrip() for example in examples]
         for convert in _EXPECTED:
             self.register("type", convert, _checked(convert))
         self.add_argument(
@@ -88,7 +90,7 @@ class Parser(argparse.ArgumentParser):
         if len(given) > 1:
             self.error(f"{given[0]} and {given[1]}: give one model, as MODEL or as --model")
         if not given and self.model_required:
-            self.error(f"no model given; name one: {self.prog} out")
+            self.error(f"no model given; name it first: {self.prog} out")
         options.model = given[0] if given else self.default_model
         del options.place
         return []
@@ -140,8 +142,10 @@ def _nearest(name, names):
     """Returns the name that was probably meant, or None."""
     import difflib
 
+    bare = {each.lstrip("-"): each for each in names}
     longer = [each for each in names if each.startswith(name)]
-    return next(iter(longer or difflib.get_close_matches(name, names, n=1)), None)
+    near = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    return next(iter(longer or [bare[each] for each in near]), None)
 
 
 def _is_number(word):

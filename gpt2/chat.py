@@ -58,9 +58,9 @@ def run(options):
     top_k = TOP_K if options.top_k is None else options.top_k
     sampling = Sampling(temperature, top_k, options.top_p, options.min_p, options.repetition_penalty)
     set_threads(options.threads)
-    question = options.prompt and decode_text(options.prompt.encode("utf-8", "surrogateescape"), "-p")
+    question = options.prompt and decode_text(options.prompt.encode("utf-8", "surrogateescape"), "--prompt")
     if question is not None and not question.strip():
-        raise UserError("-p: the question is empty")
+        raise UserError("--prompt: the question is empty")
     words = model_vocabulary(options.model)
     if words.problem:
         raise UserError(f"{words.problem}: a conversation requires the model's vocabulary")

@@ -2,18 +2,22 @@
 
 import argparse
 import importlib
+import re
 
 from gpt2.arguments import command_parser
 from gpt2.commands import COMMANDS
 from gpt2.errors import UserError, run_command
 
 SHELLS = ("bash", "zsh")
+_NAMES_FILES = re.compile("FILE|DIR|FOLDER|INPUT|MODEL|SRC|DST|TEXTS")  # metavars
 
 
 def make_parser():
     """Returns the Parser."""
     parser = command_parser("completion", "docs/commands.md says where each shell looks for it.")
-    parser.add_argument("shell", metavar="|".join(SHELLS), choices=SHELLS, help="the shell that is to read it")
+    parser.add_argument(
+        "shell", metavar="SHELL", choices=SHELLS, help=f"the shell that is to read it: {', '.join(SHELLS)}"
+    )
     return parser
 
 
@@ -27,6 +31,9 @@ def main(arguments=None):
     parsers = whole.add_subparsers()
     for name, command in COMMANDS.items():
         parser = importlib.import_module(command.module).make_parser()
+        for action in parser._actions:
+            if _NAMES_FILES.search(str(action.metavar)):
+                action.complete = shtab.FILE
         parsers.add_parser(name, parents=[parser], add_help=False, help=command.summary)
     print(shtab.complete(whole, shell))
 

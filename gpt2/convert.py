@@ -39,7 +39,7 @@ def convert(source, target, dtype="float32", force=False, data_dir=None):
     target = _resolved(target)
     _check_dtype(target, dtype)
     # What reads the files takes the model for a GPT-2; only a folder says which activation it has.
-    architecture.require(target, architecture.GELU if target.suffix in MODEL_FILES else architecture.ACTIVATION)
+    architecture.require(target, architecture.GELU if target.suffix in MODEL_FILES else architecture.layers()[0])
     _check_target(target, MODEL_FILES.get(target.suffix), force)
     start = time.perf_counter()
     vocabulary = model_vocabulary(source, data_dir)
@@ -190,7 +190,7 @@ def _write_gpt2_tokenizer(folder, config, data_dir):
 def make_parser():
     """Returns the Parser."""
     parser = command_parser(
-        "convert", "Or writes its vocabulary as the tokenizer file that llm.c reads, gpt2_tokenizer.bin."
+        "convert", "It also writes a vocabulary as the tokenizer file that llm.c reads, gpt2_tokenizer.bin."
     )
     parser.add_argument(
         "source",

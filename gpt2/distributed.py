@@ -1,14 +1,15 @@
 """Several processes, perhaps on several machines, that work as one: the ranks of an MPI job.
 
-Nothing here blocks inside MPI: whatever has to be waited for is polled, so that signals are handled, a lost rank is
-noticed, and waiting takes no CPU time from a rank beside. Sums have an order of their own, whatever the MPI library: a
-binary tree over ranks.
+Once all ranks are there, nothing blocks inside MPI: whatever has to be waited for is polled, so that signals are
+handled, a lost rank is noticed, and waiting takes no CPU time from a rank beside. Sums have an order of their own,
+whatever the MPI library: a binary tree over ranks.
 """
 
 import collections
 import contextlib
 import functools
 import importlib
+import io
 import os
 import pickle
 import signal
@@ -20,7 +21,7 @@ import warnings
 
 import numpy as np
 
-from gpt2.errors import UserError, safe_repr
+from gpt2.errors import UserError, error_line, safe_repr
 
 CHUNK = 1 << 18  # elements of a message of a large array
 DEPTH = 4  # messages in flight to and from each rank; over TCP, fewer leave the link idle
@@ -35,6 +36,8 @@ VARIABLES = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("SLURM_NTASKS", "SLURM_PROCID"),
 )
+LOCAL_RANKS = "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"
+START = 120  # seconds after which a rank that the others do not join is ended
 _OBJECT, _ARRAY = 1, 2  # tags of messages
 
 
@@ -67,6 +70,10 @@ class World:
 
     def gather(self, value):
         """Returns, on all ranks, the list of every rank's value. Values are small, and can be pickled."""
+        return [value]
+
+    def to_first(self, value):
+        """Returns what `gather` does on rank 0, None on the others. Values may be larger."""
         return [value]
 
     def of_first(self, value=None):
@@ -164,6 +171,15 @@ class MpiWorld(World):
         self.exchanged += time.perf_counter() - start
         return values
 
+    def to_first(self, value):
+        start = time.perf_counter()
+        if self.is_first:
+            values = [value] + [pickle.loads(data) for data in self._receive(range(1, self.size))]
+        else:
+            values = self._send(pickle.dumps(value), [0])
+        self.exchanged += time.perf_counter() - start
+        return values
+
     def _send(self, data, ranks):
         size = np.array([len(data)], np.int64)
         data = np.frombuffer(data, np.uint8)
@@ -178,7 +194,7 @@ class MpiWorld(World):
         return [part.tobytes() for part in parts]
 
     def _wait(self, requests, ranks):
-        """Polls until all requests, each with the rank in the same place, are complete. Raises UserError."""
+        """Polls until all requests, each with the rank in the same place, are complete; ends all ranks on time-out."""
         ranks, started = list(ranks), time.monotonic()
         limit = self.timeout + (0 if self.is_first else GRACE)
         arrived, left = started, list(range(len(requests)))
@@ -192,7 +208,7 @@ class MpiWorld(World):
             elif now - started > limit:
                 waited = sorted({ranks[i] for i in left})
                 names = ", ".join(map(self.name, waited[:4])) + (f" and {len(waited) - 4} more" if waited[4:] else "")
-                raise UserError(f"nothing came from {names} for {limit:.0f} s (--timeout)")
+                self._abort(UserError(f"nothing came from {names} for {limit:.0f} s (--timeout)"))
             elif now - arrived > SPIN:
                 time.sleep(PAUSE)
             else:
@@ -244,7 +260,7 @@ class MpiWorld(World):
         return [(self.rank + i) % self.size for i in range(1, self.size)]
 
     def _chunk(self):
-        """Elements of a message; the buffers for all ranks' stay at 8 * DEPTH chunks of CHUNK at most."""
+        """Elements of a message: fewer for many ranks, as there are DEPTH buffers for each."""
         return max(1 << 12, CHUNK * 8 // max(8, self.size))
 
     def stream(self, arrays, shards):
@@ -286,11 +302,12 @@ class MpiWorld(World):
     def _abort(self, error):
         """Reports an exception and ends the processes of all ranks."""
         sys.stdout.flush()
+        if not self.is_first and isinstance(error, UserError | KeyboardInterrupt):
+            time.sleep(1)  # if all have it, rank 0 says so
         if not isinstance(error, UserError | OSError | MemoryError | SystemExit | KeyboardInterrupt):
             traceback.print_exception(error)
-        if self.is_first or not isinstance(error, KeyboardInterrupt):  # which all get
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error}".strip()
-            print(f"error: {self.name(self.rank)}: {reason}; all ranks end", file=sys.stderr, flush=True)
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error}".strip()
+        print(error_line(f"{self.name(self.rank)}: {reason}; all ranks end"), file=sys.stderr, flush=True)
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
         # A lost link can keep Abort from returning, and no other thread runs meanwhile.
         with contextlib.suppress(ValueError):  # not the main thread; then nothing has set another handler
@@ -315,30 +332,30 @@ def add_as_tree(parts):
 
 
 def parsed_on_all(world, parse, arguments):
-    """Returns parse(arguments) on all ranks; if it ends the process, ends all with what the first rank prints."""
-    parsed, status = None, None
-    with contextlib.ExitStack() as stack:
-        if not world.is_first:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
+    """Returns parse(arguments) on all ranks; if it ends a process, ends all with what the first of those prints."""
+    parsed, status, output, errors = None, None, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
             parsed = parse(arguments)
         except SystemExit as ended:
             status = ended.code or 0
-    status = world.first_of(status)
-    if status is not None:
-        sys.exit(status)
-    return parsed
+    ended = world.first_of(None if status is None else (status, output.getvalue(), errors.getvalue()))
+    if ended is None:
+        return parsed
+    if world.is_first:
+        sys.stdout.write(ended[1])
+        sys.stderr.write(ended[2])
+    sys.exit(ended[0])
 
 
 def launched():
-    """Returns what the launcher of an MPI job says to its processes, (ranks, this one's rank), or None."""
+    """Returns what the launcher of several ranks says to its processes, (ranks, this one's rank), or None."""
     for size, rank in VARIABLES:
         if os.environ.get(size, "").isdecimal() and os.environ.get(rank, "").isdecimal():
+            if size == "SLURM_NTASKS" and "SLURM_JOB_ID" in os.environ and "SLURM_STEP_NUM_TASKS" not in os.environ:
+                continue  # the batch script itself, not a task that srun started
             found = int(os.environ[size]), int(os.environ[rank])
-            if found[0] > 1 or size != "SLURM_NTASKS":  # which a batch script of one task has, too
-                return found
+            return found if found[0] > 1 else None  # one rank needs no MPI
     return None
 
 
@@ -355,8 +372,8 @@ def world():
     try:
         mpi4py = importlib.import_module("mpi4py")
     except ImportError as error:
-        raise AgreedError(
-            f"started as one of {size} ranks, but mpi4py is not installed: pip install '.[mpi]', on every host", rank
+        raise _alone(
+            f"started as one of {size} ranks, but mpi4py is not installed: pip install '.[mpi]'", rank
         ) from error
     mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
     os.environ.setdefault("UCX_TCP_TX_SEG_SIZE", "64k")  # what a poll sends; by UCX's default of 8k TCP is slower
@@ -366,14 +383,22 @@ def world():
             mpi = importlib.import_module("mpi4py.MPI")
     except (ImportError, RuntimeError) as error:
         reason = "; ".join(str(error).splitlines())
-        raise AgreedError(f"mpi4py cannot load an MPI library: {reason}", rank) from error
+        raise _alone(f"mpi4py cannot load an MPI library: {reason}", rank) from error
     library, found = " ".join(mpi.Get_library_version().split(",")[0].split("\n")[0].split()), 1
     # MPICH would end the process itself, under the launcher of Open MPI.
     if "OMPI_COMM_WORLD_SIZE" not in os.environ or "Open MPI" in library:
+        signal.alarm(START)  # Init_thread waits for all ranks, and some may have ended
         mpi.Init_thread(mpi.THREAD_FUNNELED)  # no kernel calls MPI
+        signal.alarm(0)
         found = mpi.COMM_WORLD.size
     if found != size:
         raise AgreedError(
             f"started as one of {size} ranks, but {library} finds {found}: start it with {LAUNCHERS}", rank
         )
-    return MpiWorld(mpi) if size > 1 else SERIAL
+    return MpiWorld(mpi)
+
+
+def _alone(message, rank):
+    """Returns the error of a rank that has no MPI to reach the others by: the first one of a host reports it."""
+    on_host = next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), str(rank))
+    return AgreedError(f"{socket.gethostname()}: {message}", int(on_host))

@@ -46,13 +46,15 @@ def chosen_precision(asked):
     """Returns FLOAT32 or BF16 for one of PRECISIONS. Raises UserError for BF16 where the CPU is not made for it."""
     from gpt2.kernels.engine import target
 
+    if (form := os.environ.get(target.BF16_VARIABLE)) not in (None, "", target.PORTABLE):
+        raise UserError(f"{target.BF16_VARIABLE}={form}: expected {target.PORTABLE}, or no such variable")
     offered = target.has_bf16() or target.is_bf16_portable()
     if asked == AUTO:
         return BF16 if offered else FLOAT32
     if asked == BF16 and not offered:
         raise UserError(
             "--precision bf16: this CPU has no AVX512_BF16; train in float32, or set "
-            f"{target.BF16_VARIABLE}=portable for the same numbers, slowly"
+            f"{target.BF16_VARIABLE}={target.PORTABLE} for the same numbers, slowly"
         )
     return asked
 

@@ -50,14 +50,15 @@ def model_card(name, source, config, dtype, untrained):
 
 
 def _training_rows(source):
-    """Returns (what, value) pairs, strings; none if the source is no checkpoint, or not one that this version reads."""
+    """Returns (what, value) pairs, strings; none if the source is no checkpoint, or, said so, if it cannot be read."""
     path = pathlib.Path(source)
     if source in RELEASED:
         return []
     try:
         path = newest_model(path) if (path / MANIFEST).is_file() else path
         return _checkpoint_rows(path) if is_checkpoint(path) else []
-    except (UserError, KeyError, TypeError, ValueError):
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        print(f"the model card does not say how the model was trained: {error}", flush=True)
         return []
 
 
@@ -89,7 +90,7 @@ def _command(options):
     """The command line of a run, without what concerned its process alone, such as --out-dir."""
     from gpt2.training.options import TrainOptions, flag
 
-    words, default = [], TrainOptions().to_save()
+    words, default = [], TrainOptions(grad_accum_steps=1).to_save()
     for name, value in options.to_save().items():
         if value != default[name]:
             values = () if value is True else value if isinstance(value, tuple) else (value,)

@@ -25,8 +25,8 @@ def main(arguments=None):
     from gpt2.pages import page, run_page
 
     output = options.output or pathlib.Path(options.folder, REPORT)
-    written, step = run_page.report(options.folder)
     page.require_free(output, run_page.KIND, force=True)
+    written, step = run_page.report(options.folder)
     page.write(output, written)
     print(f"wrote {output}: the run up to step {step:,}, {len(written) / 1e6:.1f} MB")
 

@@ -226,8 +226,8 @@ def test_a_bad_line_from_a_pipe_is_one_line_and_ends_the_session(lines, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("-p=", "-p: the question is empty"),
-        ("-p a\udce9", "-p: not UTF-8 at byte 1"),
+        ("-p=", "--prompt: the question is empty"),
+        ("-p a\udce9", "--prompt: not UTF-8 at byte 1"),
         ("-p a --max-new-tokens 0", "--max-new-tokens 0: expected 1 to 2147483647"),
         ("-p a --seed -1", "--seed -1: expected 0 or more"),
         ("-p a --top-p 2", "--top-p 2.0: expected a number above 0, up to 1"),

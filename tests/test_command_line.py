@@ -66,9 +66,9 @@ def test_the_help_of_a_command_loads_neither_numba_nor_matplotlib(name):
 def test_the_package_imports_its_names_when_they_are_used():
     assert python("import sys, gpt2; print({'numba', 'numpy'} & sys.modules.keys(), dir(gpt2))").startswith("set()")
     assert set(gpt2.__all__) <= set(dir(gpt2))
-    from gpt2 import GPT2, AdamW, DataLoader, GPT2Config, TrainOptions, resume, train
+    from gpt2 import GPT2, AdamW, DataLoader, GPT2Config, Tokenizer, TrainOptions, resume, train
 
-    named = {each.__name__ for each in (GPT2, GPT2Config, AdamW, DataLoader, TrainOptions, resume, train)}
+    named = {each.__name__ for each in (GPT2, GPT2Config, AdamW, DataLoader, Tokenizer, TrainOptions, resume, train)}
     assert named | {"__version__"} == set(gpt2.__all__)
     assert train.__module__ == "gpt2.training.loop"
     with pytest.raises(AttributeError, match="module 'gpt2' has no attribute 'nonsense'"):
@@ -151,12 +151,12 @@ MISTAKES = {
     "generate --show-tokens=3": "--show-tokens: takes no value",
     "prepare a": "the following arguments are required: --name",
     "convert a b c": "c: not expected here; gpt2 convert --help shows what is",
-    "evaluate --data a": "no model given; name one: gpt2 evaluate out",
+    "evaluate --data a": "no model given; name it first: gpt2 evaluate out",
     "generate a --model b": "a and b: give one model, as MODEL or as --model",
     "generate --model b --seed 1 a": "a and b: give one model, as MODEL or as --model",
     "generate a b": "a and b: give one model, as MODEL or as --model",
     "generate -- a b": "a and b: give one model, as MODEL or as --model",
-    "completion fish": "bash|zsh fish: expected one of bash, zsh",
+    "completion fish": "SHELL fish: expected one of bash, zsh",
     "train --\x1b[1m": "--\\x1b[1m: no such option; gpt2 train --help lists the options",
 }
 

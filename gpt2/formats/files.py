@@ -21,7 +21,7 @@ from gpt2.errors import UserError, from_os_error
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
-BUFFERS = 16
+BUFFERS = 16  # of a HashedFile
 NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 

@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 
 from gpt2.errors import UserError
 from gpt2.formats.files import atomic_write
-from gpt2.formats.huggingface import ARCHITECTURE
+from gpt2.formats.huggingface import LAYER_NORM_EPSILON
 from gpt2.formats.llmc import BFLOAT16_LARGEST
 from gpt2.formats.tokenizer_folder import token_list
 from gpt2.layout import MATRICES, parameter_layout
@@ -85,7 +85,7 @@ def save_gguf(path, config, params, dtype, vocabulary, template=None):
         writer.add_block_count(config.L)
         writer.add_feed_forward_length(4 * config.C)
         writer.add_head_count(config.NH)
-        writer.add_layer_norm_eps(ARCHITECTURE["layer_norm_epsilon"])
+        writer.add_layer_norm_eps(LAYER_NORM_EPSILON)
         _add_vocabulary(writer, words, vocabulary, template)
         _write_tensors(writer, gguf, list(_tensors(config, params, kind)), dtype)
 

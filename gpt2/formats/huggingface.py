@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt2.config import GPT2Config
 from gpt2.errors import UserError, safe_repr
-from gpt2.formats.architecture import ACTIVATION, GELU, require
+from gpt2.formats.architecture import GELU, layers, require
 from gpt2.formats.files import open_to_read, read_json, write_json
 from gpt2.formats.tensors import DTYPES, INDEX, WEIGHTS, read_headers, read_tensor, write_tensors
 from gpt2.formats.tokenizer_folder import (
@@ -53,17 +53,21 @@ MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks: constant
 
 # Our size -> its key in config.json.
 FOREIGN_SIZES = {"maxT": "n_positions", "V": "vocab_size", "L": "n_layer", "NH": "n_head", "C": "n_embd"}
+LAYER_NORM_EPSILON = 1e-5
 # Other names of gelu_new, GELU by tanh, in transformers' activations.py.
 GELU_SYNONYMS = ("gelu_pytorch_tanh", "gelu_fast")
-# The only architecture supported; a missing key has this value, but a missing activation is GPT-2's.
-ARCHITECTURE = {
-    "activation_function": ACTIVATION,
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
+
+
+def required_fields():
+    """Returns what config.json must say, a dict. A missing key means this value, but for the activation GPT-2's."""
+    return {
+        "activation_function": layers()[0],
+        "layer_norm_epsilon": LAYER_NORM_EPSILON,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    }
 
 
 def load_folder(path):
@@ -97,7 +101,7 @@ def save_folder(path, config, params, dtype="float32", vocabulary=None):
     sizes["n_ctx"] = config.maxT  # for llama.cpp's converter; transformers does without
     model = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_inner": None}
     stored_as = dict.fromkeys({"torch_dtype", "dtype"} & known.keys() or {"torch_dtype"}, dtype)
-    write_json(path / CONFIG, known | model | stored_as | sizes | ARCHITECTURE)
+    write_json(path / CONFIG, known | model | stored_as | sizes | required_fields())
     write_json(path / GENERATION_CONFIG, controls)
     for name, data in vocabulary.files.items():
         if name != CONFIG:
@@ -132,10 +136,10 @@ def read_config(path):
         raise UserError(f"{path}: model_type is {safe_repr(fields.get('model_type'))}, only 'gpt2' is supported")
     if fields.setdefault("activation_function", GELU) in GELU_SYNONYMS:
         fields["activation_function"] = GELU
-    for key, supported in ARCHITECTURE.items():
+    for key, supported in required_fields().items():
         if (value := fields.get(key, supported)) != supported:
             raise UserError(f"{path}: {key} is {safe_repr(value)}, only {supported!r} is supported")
-    require(path, ACTIVATION)
+    require(path, layers()[0])
     sizes = {}
     for name, key in FOREIGN_SIZES.items():
         sizes[name] = fields.get(key)

@@ -21,7 +21,7 @@ from gpt2.memory import allocate
 MODEL_MAGIC = 20240326
 UNPADDED, FLOAT32, BFLOAT16 = 1, 3, 5
 VERSION_DTYPES = {UNPADDED: "float32", FLOAT32: "float32", BFLOAT16: "bfloat16"}
-# Places in headers that llm.c leaves 0: 1 for random weights, the vocabulary's digest, architecture.MARK.
+# Places in headers that llm.c leaves 0: 1 for random weights, the vocabulary's digest, architecture.mark().
 UNTRAINED, MODEL_DIGEST, MODEL_LAYERS, TOKENS_DIGEST = 8, slice(9, 17), 17, slice(3, 11)
 UNKNOWN_VOCABULARY = "f" * 64  # in place of a digest
 WRITTEN_VERSIONS = {"float32": FLOAT32, "bfloat16": BFLOAT16}
@@ -87,7 +87,7 @@ def write_model(file, config, params, dtype="float32", untrained=False, vocabula
     # GPT-2's may be in a model of more tokens.
     stated = "0" * 64 if vocabulary == implied else vocabulary or GPT2_SHA256
     digest = np.frombuffer(bytes.fromhex(stated), "<i4")
-    write_header(file, [MODEL_MAGIC, WRITTEN_VERSIONS[dtype], *sizes, int(untrained), *digest, architecture.MARK])
+    write_header(file, [MODEL_MAGIC, WRITTEN_VERSIONS[dtype], *sizes, int(untrained), *digest, architecture.mark()])
     write_floats(file, params, dtype)
 
 
@@ -107,7 +107,7 @@ def read_sizes(file, path):
         raise UserError(f"{path}: model file version {version}, expected one of {(*VERSION_DTYPES,)}")
     if header[MODEL_LAYERS] == 0:
         architecture.require(path)
-    elif header[MODEL_LAYERS] != architecture.MARK:
+    elif header[MODEL_LAYERS] != architecture.mark():
         raise UserError(f"{path}: made by kernels with another activation or normalisation than these have")
     try:
         config = GPT2Config(maxT, V, L, NH, C)

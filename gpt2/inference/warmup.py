@@ -12,10 +12,11 @@ from gpt2.config import GPT2Config
 from gpt2.inference.decoder import Decoder
 from gpt2.inference.forms import FORMS
 from gpt2.inference.weights import converted
+from gpt2.kernels.adamw import sum_of_squares
 from gpt2.kernels.dropout import Dropout
 from gpt2.kernels.engine import jit
 from gpt2.model import GPT2
-from gpt2.optimizer import OPTIMIZERS, AdamW, gradient_norm
+from gpt2.optimizer import OPTIMIZERS, AdamW
 from gpt2.output import lossy_output
 
 # The child imports the parent's modules, wherever the parent found them.
@@ -37,9 +38,11 @@ def prepare_kernels(form=FORMS[0], optimizer=AdamW):
     tokens = np.zeros((1, 4), np.int32)
     model.overwrite_gradients(tokens, tokens)
     model.overwrite_gradients(tokens, np.array([[0, -1, 0, 0]]), Dropout(0.5, 0, 0, 0))
-    gradient_norm(model)
+    sum_of_squares(model.params_flat)
     for each in {AdamW, optimizer}:
-        each(model).step(1e-4)
+        made = each(model)
+        made.measure()
+        made.step(1e-4)
     decoder = Decoder(model.config, converted(model.config, model.params_flat, form), batch_size=2)
     decoder.forward([[0, 0]])
     decoder.forward([[0], [0]])

@@ -206,7 +206,7 @@ function attentionSection() {
   const all = make("input", { type: "checkbox", onchange: () => go({ isAll: all.checked }) });
   return section("Attention",
     "How much each token takes from those before it: in the matrix a row for each token that looks, a column for " +
-    "each that it looks at, coloured by the square root of the probability; with it the same as lines from left to right.",
+    "each that it looks at, coloured by the square root of the probability. Beside it the same as lines, from the token that looks to those it looks at.",
     make("p", { class: "choices" }, make("label", {}, all, "lines of all tokens")), panes(attentionPane));
 }
 

@@ -147,7 +147,7 @@ def _newest_state(folder):
         _, path = checkpoint_paths(folder, step)
         try:
             with open_to_read(path) as file:
-                config, size, _ = read_state_sizes(file, path)
+                config, _, size, _ = read_state_sizes(file, path)
                 progress = parse_json_object(file.read(size)).get("progress")
         except UserError:
             continue

@@ -62,7 +62,7 @@ def require_memory(config, B, T, sample_length=0, data_bytes=0, optimizer_arrays
     print(f"[memory] {sums} = {readable(needed)} needed{of_ranks} | {readable(available)} available", flush=True)
     if total <= available:
         return
-    available -= total - needed  # what is left for this rank
+    available //= len(on_host)  # all have the same batch
 
     def largest(below, size):
         """The largest number below `below` for which size(number) = (B, T) fits, 0 if none does."""

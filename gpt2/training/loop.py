@@ -54,8 +54,9 @@ class TrainResult:
 def train(options, *, on_step=None):
     """Trains as TrainOptions say, from the first step on; returns a TrainResult.
 
-    on_step(state, record): called after each step, its validation and
-    sample, before the record, a dict, goes to metrics.jsonl; what it adds goes there, too. Raises UserError.
+    on_step(state, record): called after each step, its validation and sample, before the record, a dict, goes to
+    metrics.jsonl; what it adds goes there, too. On several ranks each calls it, and rank 0 writes its record. Raises
+    UserError.
     """
     with contextlib.ExitStack() as stack:
         world = _world(stack, options)
@@ -81,7 +82,8 @@ def resume(folder, changes=(), anyway=False, *, on_step=None):
     data with which the run could not have come there. Raises UserError.
     """
     changes = {"out_dir": folder} | {name: value for name, value in dict(changes).items() if value is not None}
-    given = TrainOptions(**changes)  # refuses bad values before anything is touched
+    with distributed.world().together():
+        given = TrainOptions(**changes)  # refuses bad values before anything is touched
     with contextlib.ExitStack() as stack:
         world = _world(stack, given)
         out_dir, found = pathlib.Path(changes["out_dir"]), None
@@ -134,22 +136,26 @@ def _take_steps(run, on_step):
     run.open()
     if state.step >= run.max_steps and run.found:
         print(f"nothing is left to do after step {state.step}: --max-steps makes the run longer")
-    lines = report.StepLines(state.step, run.max_steps)
+    lines, unshown = report.StepLines(state.step, run.max_steps), None
     with StopSignals(world) as stop, run.reporters:
         complete = True
         if state.record and not run.is_recorded:  # step 0, or a step that was saved, but no more
             complete = _after_step(run, stop, on_step, result)
         while not run.is_over and not stop.received:
             with _saved_if_it_fails(run):
-                record = train_step(state, options)
+                unshown = record = train_step(state, options)
                 result.train_losses[state.step] = record["train_loss"]
-                if "skipped" in record or state.step == run.max_steps or due(state.step, options.log_every):
-                    lines.show(record)
             stop.agree()
+            is_last = stop.received or state.step == run.max_steps
+            if "skipped" in record or is_last or due(state.step, options.log_every):
+                lines.show(record)
+                unshown = None
             if stop.received or state.step == run.max_steps or due(state.step, options.checkpoint_every):
                 run.save()
             with _saved_if_it_fails(run):
                 complete = _after_step(run, stop, on_step, result)
+        if unshown:  # --patience ended the run
+            lines.show(unshown)
         if state.step or run.max_steps == 0:
             run.save()
         if not (run.is_over and complete):
@@ -178,8 +184,12 @@ def _after_step(run, stop, on_step, result):
         record["val_loss"] = result.val_losses[state.step] = loss
         if state.note_validation(loss) and options.keep_best:
             run.save_best()
-    sample = run.sampler and state.step and (last or due(state.step, options.sample_every))
-    if sample:
+    samples = options.sample_every and state.step and (last or due(state.step, options.sample_every))
+    if samples and state.world.size > 1:
+        stop.agree()
+        if stop.received:
+            return False
+    if samples and run.sampler:
         text = run.sampler.show(state.step, stop)
         if text is None:
             return False
@@ -247,8 +257,7 @@ def _validate(model, loader, batches, stop, world=SERIAL):
     found = [ranks[batch % world.size][batch // world.size] for batch in range(count)]
     # The targets of the first batch weigh 1, as those of all batches do unless some targets do not count.
     weights = [weight for weight, _ in found]
-    loss = math.fsum(loss * (weight / weights[0]) for weight, loss in found) / (sum(weights) / weights[0])
-    return loss
+    return math.fsum(loss * (weight / weights[0]) for weight, loss in found) / (sum(weights) / weights[0])
 
 
 def _prepare_kernels(optimizer, world):

@@ -255,13 +255,13 @@ class TrainOptions:
     final_lr_fraction: float = _option(
         _OPTIMIZER, 0.0, FRACTION, "final learning rate as a fraction of the peak; no effect on constant", "F"
     )
-    beta1: float = _option(_OPTIMIZER, 0.9, BELOW_ONE, "AdamW's decay of the first moment", "BETA1")
-    beta2: float = _option(_OPTIMIZER, 0.999, BELOW_ONE, "AdamW's decay of the second moment", "BETA2")
+    beta1: float = _option(_OPTIMIZER, 0.9, BELOW_ONE, "decay of the first moment", "BETA1")
+    beta2: float = _option(_OPTIMIZER, 0.999, BELOW_ONE, "decay of the second moment", "BETA2")
     eps: float = _option(
         _OPTIMIZER,
         1e-8,
         real(1.2e-38, below=3.4e38, expected="a number from 1.2e-38, below 3.4e38"),  # float32's range
-        "AdamW's guard against division by zero",
+        "guard against division by zero",
         "EPS",
     )
     weight_decay: float = _option(_OPTIMIZER, 0.0, real(0), "on matrices and embeddings only", "W")
@@ -374,7 +374,8 @@ class TrainOptions:
             object.__setattr__(self, field.name, value)
             if not (kind.contains(value) or (value is None and field.default is None)):
                 expected = kind.expected() if callable(kind.expected) else kind.expected
-                raise UserError(f"{flag(field.name)} {safe_repr(value)}: expected {expected}")
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise UserError(f"{flag(field.name)} {safe_repr(shown)}: expected {expected}")
         if self.epochs is not None and self.max_steps is not None:
             raise UserError("--epochs and --max-steps both say how long the run is; give one of them")
         for name in ("keep_best", "patience"):
@@ -387,7 +388,7 @@ class TrainOptions:
         if count % world.size:
             raise UserError(
                 f"--grad-accum-steps {count}: these micro-batches do not divide among {world.size} ranks; choose a "
-                f"multiple of {world.size}, or another number of ranks"
+                f"multiple of {world.size}, or start as many ranks as divide {count}"
             )
         threads = self.threads or max(1, available_threads() // world.sharers)
         return dataclasses.replace(self, grad_accum_steps=count, threads=threads)

@@ -19,7 +19,7 @@ from gpt2.formats.run import best_steps, steps
 from gpt2.machine import BF16, chosen_precision
 from gpt2.model import GPT2
 from gpt2.optimizer import OPTIMIZERS, shards
-from gpt2.training import resume
+from gpt2.training import checkpoint, resume
 from gpt2.training.best import BEST_AT_ONCE
 from gpt2.training.budget import checkpoint_bytes, require_disk, require_memory
 from gpt2.training.options import MAX_STEPS, RECIPES, SEQ_LEN, SIZES, Resolved, flag
@@ -91,6 +91,9 @@ def resume_run(found, options, resolved, anyway, folder, world=SERIAL):
         raise resume.incompatible_checkpoint(found) from error
     run.require_savable()
     run.require_same()
+    if world.size > 1:
+        own = found if world.is_first else checkpoint.verify(found.folder, found.step)
+        world.require_same({f"the checkpoint in {found.folder}": own.manifest})
     found.load_state(run.state.optimizer)
     print(f"[resume] {found.folder} after step {found.step}{resume.changed_versions(found)}", flush=True)
     return run

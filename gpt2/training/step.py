@@ -79,7 +79,8 @@ def _gradients(state, options):
     """Computes the gradients of this rank's micro-batches of the step, summed up.
 
     Returns (the losses, each as its part of the step's mean; tokens; a function that returns the tensor in which the
-    first number came up that is not finite, None if that is of the gradients alone, and a description of both).
+    first number came up that is not finite, None if there is none, whether that was in computing a loss, and a
+    description).
     """
     model, loader, world, count = state.model, state.loader, state.world, options.grad_accum_steps
     own, losses, tensor, start = count // world.size, [], None, loader.position
@@ -105,8 +106,10 @@ def _gradients(state, options):
         raise
 
     def where():
-        others = f" (or the {own - 1} after it)" if own > 1 and not tensor else ""
-        return tensor, f"{tensor or first_nonfinite_gradient(model)}; batch: {loader.where(batch)}{others}"
+        if tensor:
+            return tensor, True, f"{tensor}; batch: {loader.where(batch)}"
+        found, others = first_nonfinite_gradient(model), f" (or the {count - 1} after it)" if count > 1 else ""
+        return found, False, f"{found}; batch: {loader.where(start)}{others}"
 
     return losses, sum(tokens.size for _, tokens, _ in batches), where
 
@@ -128,10 +131,14 @@ def _combine(state, options, losses, tokens):
     is_measured = world.size > 1 or _is_watched(state, options) or not math.isfinite(sum(losses))
     if is_measured:
         optimizer.measure()
-    ranks = world.gather((losses, tokens, optimizer.squares if is_measured else None))
-    loss = sum(itertools.chain.from_iterable(losses for losses, _, _ in ranks))
-    norm = norm_of(np.concatenate([squares for _, _, squares in ranks])) if is_measured else None
-    return loss, sum(tokens for _, tokens, _ in ranks), norm
+    ranks, combined = world.to_first((losses, tokens, optimizer.squares if is_measured else None)), None
+    if world.is_first:
+        losses, counts, squares = zip(*ranks, strict=True)
+        loss = 0.0
+        for each in itertools.chain.from_iterable(losses):  # in order: sum() has another from Python 3.12 on
+            loss += each
+        combined = loss, sum(counts), norm_of(np.concatenate(squares)) if is_measured else None
+    return world.of_first(combined)
 
 
 def _update(state, options, loss, norm, lr):
@@ -162,5 +169,5 @@ def _is_watched(state, options):
 
 def _first_place(world, where):
     """Describes where the first number is that is not finite, on whichever rank it came up."""
-    places = world.gather(where())
-    return next((place for tensor, place in places if tensor), places[0][1])
+    found = [(is_loss, place) for tensor, is_loss, place in world.gather(where()) if tensor]
+    return next((place for is_loss, place in found if is_loss), found[0][1])

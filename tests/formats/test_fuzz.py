@@ -164,7 +164,7 @@ def read_state(folder):
 def foreign_folders():
     """Hugging Face folders, with model.safetensors in two parts: one per dtype, one of them with a head."""
     sizes = {key: getattr(CONFIG, name) for name, key in huggingface.FOREIGN_SIZES.items()}
-    config = json.dumps({"model_type": "gpt2", "n_inner": None} | sizes | huggingface.ARCHITECTURE).encode()
+    config = json.dumps({"model_type": "gpt2", "n_inner": None} | sizes | huggingface.required_fields()).encode()
     shapes = {name: shape for name, _, _, shape in huggingface._pieces(CONFIG)}
     with_head = {f"transformer.{name}": shape for name, shape in shapes.items()}
     with_head |= {"transformer.h.0.attn.bias": (5, 5), huggingface.HEAD: shapes["wte.weight"]}

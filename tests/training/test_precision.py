@@ -108,3 +108,9 @@ def test_the_offer_is_measured_on_part_of_a_large_batch(monkeypatch):
     monkeypatch.setattr("gpt2.training.report.matmul_nt", lambda out, *arguments: shapes.add(out.shape))
     offer_bf16(GPT2(CONFIG), 16 * 1024)
     assert shapes == {(256, 48)}
+
+
+def test_another_value_of_the_variable_is_refused(folder, monkeypatch):
+    monkeypatch.setenv("GPT2_BF16", "yes")
+    with pytest.raises(UserError, match=r"^GPT2_BF16=yes: expected portable, or no such variable$"):
+        train("--precision", "auto")

@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,8 @@ def accident(state):
         state.model.params["wte"][...] = float("nan")
     if kind == "full":
         os.fsync = full
+    if kind == "late signal":
+        os.kill(os.getpid(), signal.SIGUSR1)
     if kind == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -89,7 +92,11 @@ def main():
         resume.platform.python_version = lambda: "2.7"
     if kind == "options":
         arguments += ["--seed", str(world.rank)]
-    return train_gpt2.main(arguments)
+    if kind == "mistake" and world.rank == rank:
+        arguments += ["--sed", "1"]
+    status = train_gpt2.main(arguments)
+    print("status", status, file=sys.stderr, flush=True)
+    return status
 
 loop.train_step = train_step
 run_command(main, output_required=False)
@@ -177,19 +184,19 @@ def test_a_rank_that_no_longer_answers_ends_it_after_the_timeout(folder, rank):
     assert checkpoint.find("out").step == 4
 
 
-@pytest.mark.parametrize("name", ["TERM", "INT", "USR1"])
-def test_a_signal_to_mpirun_stops_all_after_the_same_step(folder, name):
+def test_a_signal_to_mpirun_stops_all_after_the_same_step(folder):
     assert run(2, SCRIPT, *TRAIN, "--out-dir", "whole").returncode == 0
-    arguments = ["-c", WORKER, "slow", 0, 99, *TRAIN]
-    with subprocess.Popen(command(2, arguments), env=environment(), stdout=subprocess.PIPE, text=True) as process:
-        read_until(process, r"^step 3/8")
-        process.send_signal(getattr(signal, f"SIG{name}"))
-        rest = process.stdout.read()
-    assert process.returncode not in (0, None)
-    assert "resume with: python train_gpt2.py --resume out" in rest
-    assert 3 <= checkpoint.find("out").step < 8
-    assert run(2, SCRIPT, "--resume", "out").returncode == 0
-    assert contents("out", 8)[:2] == contents("whole", 8)[:2]
+    for name in ("TERM", "INT", "USR1"):
+        arguments = ["-c", WORKER, "slow", 0, 99, *TRAIN, "--out-dir", name]
+        with subprocess.Popen(command(2, arguments), env=environment(), stdout=subprocess.PIPE, text=True) as process:
+            read_until(process, r"^step 3/8")
+            process.send_signal(getattr(signal, f"SIG{name}"))
+            rest = process.stdout.read()
+        assert process.returncode not in (0, None)
+        assert f"resume with: gpt2 train --resume {name}" in rest
+        assert 3 <= checkpoint.find(name).step < 8
+        assert run(2, SCRIPT, "--resume", name).returncode == 0
+        assert contents(name, 8)[:2] == contents("whole", 8)[:2]
 
 
 def test_killed_at_any_moment_of_saving_it_can_be_resumed(folder):
@@ -284,8 +291,43 @@ def test_without_mpi4py_the_extra_is_named(folder):
     for rank in (0, 1):
         path = f"{folder / 'broken'}{os.pathsep}{environment()['PYTHONPATH']}"
         ended = alone(rank, PMI_SIZE="2", PMI_RANK=str(rank), PYTHONPATH=path)
-        expected = r"error: started as one of 2 ranks, but mpi4py is not installed: pip install '.\[mpi\]', .*\n"
+        expected = r"error: \S+: started as one of 2 ranks, but mpi4py is not installed: pip install '.\[mpi\]'\n"
         assert ended.returncode == 1 and re.fullmatch("" if rank else expected, ended.stderr)
+    ended = run(2, SCRIPT, *TRAIN, PYTHONPATH=path)
+    assert ended.returncode == 1 and len(re.findall("^error: .* mpi4py is not installed", ended.stderr, re.M)) == 1
+
+
+def test_a_batch_script_itself_is_no_rank(folder):
+    ended = alone(0, SLURM_NTASKS="4", SLURM_PROCID="0", SLURM_JOB_ID="1")
+    assert ended.returncode == 0 and "step 8/8" in ended.stdout
+
+
+def test_a_mistake_on_one_rank_alone_is_printed(folder):
+    status, _, errors = accident("mistake", 1, 99)
+    assert status == 2 and errors == ["error: --sed: no such option; did you mean --seed?"]
+
+
+def test_another_state_on_a_rank_is_refused_on_resuming(folder):
+    for rank in (0, 1):
+        (folder / f"host-{rank}").mkdir()
+        write_small_inputs(folder / f"host-{rank}")
+    assert run(2, SCRIPT, *TRAIN).returncode == 0
+    for rank in (0, 1):
+        shutil.copytree("out", folder / f"host-{rank}" / "out")
+    state = folder / "host-1" / "out" / "state_00000008.bin"
+    data = bytearray(state.read_bytes())
+    data[-1000:-900] = bytes(100)
+    state.write_bytes(data)
+    status, _, errors = accident("elsewhere", 1, 99, "--resume", "out", "-x", "9")
+    assert status == 1 and len(errors) == 1
+    assert re.search(r"error: rank 1 on \S+: out/state_00000008.bin: damaged", errors[0])
+
+
+def test_a_signal_before_the_last_sample_is_agreed_on(folder):
+    arguments = ["-c", WORKER, "late signal", 0, 7, *TRAIN, "--sample-every", "8"]
+    ended = subprocess.run(command(2, arguments), env=environment(), capture_output=True, text=True, timeout=60)
+    assert "--- sample ---" not in ended.stdout and ended.stdout.count("resume with:") == 1
+    assert len(set(re.findall("^status (.*)$", ended.stderr, re.M))) == 1, ended.stderr
 
 
 def test_without_a_launcher_no_mpi_is_loaded(folder):

@@ -70,6 +70,11 @@ def hosts(tmp_path, monkeypatch):
             _ip("-n", name, "addr", "add", f"10.77.0.{i + 1}/24", "dev", end)
             for each in ("lo", end):
                 _ip("-n", name, "link", "set", each, "up")
+        for name, end in zip(names, ends, strict=True):
+            for _ in range(100):
+                if b"state UP" in _ip("-n", name, "link", "show", end).stdout:
+                    break
+                time.sleep(0.05)
         yield names, ends[0]
     finally:
         for name in names:

@@ -105,9 +105,8 @@ def result(out):
 def require_expected(n, library="mpich", threads=(1, 2)):
     runs = {
         f"out-{accumulation}-{clip}-{count}": {"grad_accum_steps": accumulation, "grad_clip": clip, "threads": count}
-        for accumulation in (n, 2 * n)
-        for clip in (0.0, 0.5)
-        for count in threads
+        for accumulation, clip, count in ((n, 0.0, 1), (n, 0.5, 2), (2 * n, 0.5, 1), (2 * n, 0.0, 2))
+        if count in threads
     }
     train_on(n, *({"out_dir": out} | changes for out, changes in runs.items()), library=library)
     for out, changes in runs.items():
@@ -148,10 +147,11 @@ def test_a_run_resumes_on_as_many_ranks_to_the_same_bits_and_on_others_from_them
     train_on(3, {"resume": "out", "out_dir": "same", "max_steps": 4})
     assert result("same") == result("whole")
     for n in (1, 2, 4):
-        train_on(n, {"resume": "out", "out_dir": f"copy-{n}", "max_steps": 2})
+        train_on(
+            n, *({"resume": "out", "out_dir": f"{name}-{n}", "max_steps": x} for name, x in (("copy", 2), ("on", 4)))
+        )
         assert result(f"copy-{n}") == before
         assert checkpoint.find(f"copy-{n}").progress["position"] == position
-        train_on(n, {"resume": "out", "out_dir": f"on-{n}", "max_steps": 4})
         ours, theirs = (np.frombuffer(result(out)[0], np.float32) for out in (f"on-{n}", "whole"))
         assert np.abs(ours - theirs).max() < 1e-4  # Adam's first steps divide small numbers by small ones
 

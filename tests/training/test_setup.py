@@ -271,7 +271,7 @@ def test_more_files_than_a_checkpoint_can_name_are_refused_at_once(monkeypatch):
     names = tuple(f"data/{number:03}{'x' * 100}.bin" for number in range(40))
     for name in names:
         write_tokens(name, np.arange(100) % 50)
-    monkeypatch.setattr(training_state, "JSON_LIMIT", training_state.JSON_GROWTH + 10_300)
+    monkeypatch.setattr(training_state, "JSON_LIMIT", training_state.JSON_GROWTH + 10_600)
     with pytest.raises(UserError, match=r"^out: .* bytes of metadata about the run, .* name fewer files .* a glob"):
         start(train_data=names)
     assert start(train_data="data/*.bin").state.loader.num_tokens == 40 * 100

@@ -11,8 +11,8 @@ import llvmlite.binding
 import numba
 from numba.core import codegen
 
-# Where "portable", products of bfloat16 take no instruction of the CPU for them: see product_bf16.py.
-BF16_VARIABLE = "GPT2_BF16"
+# Where this variable is PORTABLE, products of bfloat16 take no instruction of the CPU for them: see product_bf16.py.
+BF16_VARIABLE, PORTABLE = "GPT2_BF16", "portable"
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 # Numba settings that change the generated code.
@@ -43,7 +43,7 @@ def has_bf16():
 
 def is_bf16_portable():
     """Returns whether products of bfloat16 are asked for in their portable form."""
-    return os.environ.get(BF16_VARIABLE) == "portable"
+    return os.environ.get(BF16_VARIABLE) == PORTABLE
 
 
 @functools.cache
