@@ -66,11 +66,14 @@ def model_bytes(out, step):
     return pathlib.Path(out, f"model_{step:08d}.bin").read_bytes()
 
 
-def contents(out, step):
-    """Everything of a run that does not depend on the clock: parameters, moments, metrics, spike windows."""
+def contents(out, step, without=()):
+    """Everything of a run that does not depend on the clock: parameters, moments, metrics, spike windows.
+
+    without: keys of the metrics to leave out.
+    """
     found = checkpoint.find(out, report=str)
     assert found.step == step
-    lines = [{key: value for key, value in record.items() if key not in TIMES} for record in records(out)]
+    lines = [{key: value for key, value in record.items() if key not in {*TIMES, *without}} for record in records(out)]
     moments = found.state.read_bytes()[-2 * GPT2.load(found.model).params_flat.nbytes - 32 : -32]
     return found.model.read_bytes(), moments, lines, found.progress["outliers"]
 

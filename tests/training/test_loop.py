@@ -277,7 +277,7 @@ def test_a_new_run_gives_way_to_none_of_an_earlier_one(folder, capsys):
     [
         (["--init", "missing.bin"], 1, "error: missing.bin: No such file or directory"),
         (["--batch-size", "0"], 1, "error: --batch-size 0: expected a whole number from 1 to 2147483647"),
-        (["--batch-size", "two"], 1, "error: --batch-size 'two': expected a whole number from 1 to 2147483647"),
+        (["--batch-size", "two"], 2, "error: --batch-size two: expected a whole number\n"),
         (
             ["--lr-schedule", "cosinus"],
             1,
