@@ -52,13 +52,13 @@ class AgreedError(UserError):
 class World:
     """The ranks of a run; this class itself is a world of one, which needs no MPI.
 
-    Attributes: `rank`, from 0; `size`; `host`; `hosts`, that of each rank; `local_size`, the ranks on this host;
-    `sharers`, those that have a CPU in common with this one, itself among them; `exchanged`, the seconds spent in
-    exchanges so far; `timeout`, the seconds after which one that does not finish is given up.
+    Attributes: `rank`, from 0; `size`; `host`; `hosts`, that of each rank; `sharers`, the ranks on this host with a CPU
+    in common with this one, itself among them; `exchanged`, the seconds spent in exchanges so far; `timeout`, the
+    seconds after which one that does not finish is given up.
     """
 
     def __init__(self):
-        self.rank, self.size, self.local_size, self.sharers = 0, 1, 1, 1
+        self.rank, self.size, self.sharers = 0, 1, 1
         self.host = socket.gethostname()
         self.hosts = [self.host]
         self.exchanged, self.timeout = 0.0, TIMEOUT
@@ -143,7 +143,6 @@ class MpiWorld(World):
         cpus = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
         places = self.gather((self.host, cpus))
         self.hosts = [host for host, _ in places]
-        self.local_size = self.hosts.count(self.host)
         self.sharers = sum(host == self.host and (not cpus or bool(others & cpus)) for host, others in places)
 
     def gather(self, value):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gpt2.kernels.adamw import BLOCK, adamw_update, block_squares, sum_of_squares
+from gpt2.kernels.adamw import BLOCK, adamw_update, block_squares
 from gpt2.layout import MATRICES, parameter_layout
 from gpt2.memory import allocate
 
@@ -141,11 +141,6 @@ def shards(size, n):
 def norm_of(squares):
     """The Euclidean norm, from sums of squares, float64 (n,), n >= 1, which are added from the first to the last."""
     return math.sqrt(np.cumsum(squares)[-1])
-
-
-def gradient_norm(model):
-    """The Euclidean norm of all gradients together."""
-    return math.sqrt(sum_of_squares(model.grads_flat))
 
 
 def clip_scale(norm, limit):
