@@ -40,16 +40,24 @@ def add_pairs(builder, sums, a, b):
     return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _floats, sums, a, b)
 
 
-def _load_first(builder, address, count):
-    """Returns the first `count` of 16 float32 at an address, and zeros: what lies beyond is not touched."""
+def _load(builder, address, count=None):
+    """Returns 16 float32 at an address; given a count, only as many, then zeros: what lies beyond is not touched."""
+    pointer = builder.inttoptr(address, _floats.as_pointer())
+    if count is None:  # a mask costs as much as the rounding
+        return builder.load(pointer, align=4)
     lanes = ir.Constant(PAIRS, list(range(LANES)))
     undefined = ir.Constant(PAIRS, ir.Undefined)
     count = builder.insert_element(undefined, builder.trunc(count, _integer), _integer(0))
     count = builder.shuffle_vector(count, undefined, ir.Constant(PAIRS, [0] * LANES))
     mask = builder.icmp_signed("<", lanes, count)
-    pointer = builder.inttoptr(address, _floats.as_pointer())
     zeros = ir.Constant(_floats, [0.0] * LANES)
     return _call(builder, "llvm.masked.load.v16f32.p0", _floats, pointer, _integer(4), mask, zeros)
+
+
+def _load_two(builder, address, count=None):
+    """Returns 32 float32 at an address, in two vectors; count: as for `_load`."""
+    rest = None if count is None else builder.sub(count, _index(LANES))
+    return _load(builder, address, count), _load(builder, builder.add(address, _index(64)), rest)
 
 
 def _rounded(builder, low, high):
@@ -67,13 +75,16 @@ def round_row(typingctx, source, count, target):
 
     def codegen(context, builder, signature, arguments):
         source, count, target = arguments
-        steps = builder.sdiv(builder.add(count, _index(31)), _index(32))
-        with cgutils.for_range(builder, steps) as loop:
-            start = builder.shl(loop.index, _index(5))
-            left, place = builder.sub(count, start), builder.add(source, builder.shl(start, _index(2)))
-            low = _load_first(builder, place, left)
-            high = _load_first(builder, builder.add(place, _index(64)), builder.sub(left, _index(16)))
-            _store(builder, _rounded(builder, low, high), builder.add(target, builder.shl(start, _index(1))))
+
+        def pack(step, left=None):
+            numbers = _load_two(builder, builder.add(source, builder.shl(step, _index(7))), left)
+            _store(builder, _rounded(builder, *numbers), builder.add(target, builder.shl(step, _index(6))))
+
+        whole, left = builder.ashr(count, _index(5)), builder.and_(count, _index(31))
+        with cgutils.for_range(builder, whole) as loop:
+            pack(loop.index)
+        with builder.if_then(builder.icmp_signed(">", left, _index(0))):
+            pack(whole, left)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 3), codegen
@@ -91,18 +102,21 @@ def pair_rows(typingctx, source, source_row, rows, count, target, target_row):
     def codegen(context, builder, signature, arguments):
         source, source_row, rows, count, target, target_row = arguments
 
-        def pack(pair, high_count):
+        def pack(pair, low_count=None, high_count=None):
             low = builder.add(source, builder.mul(builder.shl(pair, _index(1)), source_row))
-            values = _load_first(builder, low, count), _load_first(builder, builder.add(low, source_row), high_count)
+            values = _load(builder, low, low_count), _load(builder, builder.add(low, source_row), high_count)
             words = builder.bitcast(_rounded(builder, *values), _words)
             words = builder.shuffle_vector(words, words, order)
             _store(builder, words, builder.add(target, builder.mul(pair, target_row)))
 
         pairs = builder.ashr(rows, _index(1))
-        with cgutils.for_range(builder, pairs) as loop:
-            pack(loop.index, count)
+        with builder.if_else(builder.icmp_signed("==", count, _index(LANES))) as (whole, partial):
+            with whole, cgutils.for_range(builder, pairs) as loop:
+                pack(loop.index)
+            with partial, cgutils.for_range(builder, pairs) as loop:
+                pack(loop.index, count, count)
         with builder.if_then(builder.trunc(rows, ir.IntType(1))):
-            pack(pairs, _index(0))
+            pack(pairs, count, _index(0))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), codegen
@@ -120,25 +134,28 @@ def pair_columns(typingctx, source, source_row, rows, count, target, target_row)
 
     def codegen(context, builder, signature, arguments):
         source, source_row, rows, count, target, target_row = arguments
-        steps = builder.sdiv(builder.add(count, _index(31)), _index(32))
-        with cgutils.for_range(builder, steps) as loop:
-            start = builder.shl(loop.index, _index(5))
-            left = builder.sub(count, start)
+
+        def pack(step, left=None):
             vectors = []
             for i in range(LANES):
-                present = builder.select(builder.icmp_signed("<", _index(i), rows), left, _index(0))
-                place = builder.add(
-                    source, builder.add(builder.mul(source_row, _index(i)), builder.shl(start, _index(2)))
-                )
-                low = _load_first(builder, place, present)
-                high = _load_first(builder, builder.add(place, _index(64)), builder.sub(present, _index(16)))
-                vectors.append(_rounded(builder, low, high))
+                row = builder.add(builder.mul(source_row, _index(i)), builder.shl(step, _index(7)))
+                is_row = builder.icmp_signed("<", _index(i), rows)
+                present = None if left is None else builder.select(is_row, left, _index(0))
+                vectors.append(_rounded(builder, *_load_two(builder, builder.add(source, row), present)))
             for _ in range(4):
                 pairs = zip(vectors[:8], vectors[8:], strict=True)
                 vectors = [builder.shuffle_vector(*pair, mask) for pair in pairs for mask in masks]
-            first = builder.add(target, builder.mul(builder.shl(loop.index, _index(4)), target_row))
+            first = builder.add(target, builder.mul(builder.shl(step, _index(4)), target_row))
             for i, vector in enumerate(vectors):
                 _store(builder, vector, builder.add(first, builder.mul(target_row, _index(i))))
+
+        steps = builder.ashr(builder.add(count, _index(31)), _index(5))
+        is_whole = builder.icmp_signed("==", rows, _index(LANES))
+        whole = builder.select(is_whole, builder.ashr(count, _index(5)), _index(0))
+        with cgutils.for_range(builder, whole) as loop:
+            pack(loop.index)
+        with cgutils.for_range(builder, steps, start=whole) as loop:
+            pack(loop.index, builder.sub(count, builder.shl(loop.index, _index(5))))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), codegen

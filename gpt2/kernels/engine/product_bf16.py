@@ -16,7 +16,7 @@ from gpt2.kernels.engine.target import has_bf16, is_bf16_portable
 # Elements of the depth in a panel, which takes as many bytes as in float32.
 _DEPTH = 384
 _LANES = 16
-_ROWS = 384
+_ROWS, _ROWS_AHEAD = 384, 6
 
 
 def product_of_pairs(
@@ -40,7 +40,10 @@ def product_of_pairs(
                     pair_rows(source, a_row, depth, min(_LANES, height - m), target, 4 * _LANES)
             else:
                 for m in range(height):
-                    round_row(a_address + (top + m) * a_row + k * 4, depth, address(block) + m * padded * 2)
+                    row = a_address + (top + m) * a_row + k * 4
+                    if m + _ROWS_AHEAD < height:  # rows are too short for the CPU to see a stream in time
+                        prefetch(row + _ROWS_AHEAD * a_row, depth * 4)
+                    round_row(row, depth, address(block) + m * padded * 2)
             j = 0
             while j < N:
                 vectors_left = (N - j + _LANES - 1) // _LANES
