@@ -48,7 +48,7 @@ def chosen_precision(asked):
 
     if (form := os.environ.get(target.BF16_VARIABLE)) not in (None, "", target.PORTABLE):
         raise UserError(f"{target.BF16_VARIABLE}={form}: expected {target.PORTABLE}, or no such variable")
-    offered = target.has_bf16() or target.is_bf16_portable()
+    offered = target.bf16_form() is not None
     if asked == AUTO:
         return BF16 if offered else FLOAT32
     if asked == BF16 and not offered:

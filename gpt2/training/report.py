@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from gpt2.data.conversation_loader import ConversationLoader
-from gpt2.kernels.engine.target import has_bf16, is_bf16_portable
+from gpt2.kernels.engine.target import PORTABLE, bf16_form
 from gpt2.kernels.matmul import matmul_nt
 
 _OFFER_ROWS = 256
@@ -65,7 +65,7 @@ def offer_bf16(model, N):
 
     N: rows of a batch, B*T, of which it takes _OFFER_ROWS at most: less than a second and 40 MB for gpt2-xl.
     """
-    if model.bf16 or not has_bf16() or is_bf16_portable():
+    if model.bf16 or (form := bf16_form()) in (None, PORTABLE):
         return
     rng, C, N = np.random.default_rng(0), model.config.C, min(N, _OFFER_ROWS)
     inp, weight = (rng.standard_normal((rows, C), np.float32) for rows in (N, 4 * C))
@@ -78,7 +78,7 @@ def offer_bf16(model, N):
     slow, fast = min(seconds[False]), min(seconds[True])
     if fast > 0 and slow / fast >= _WORTH_SAYING:  # a clock may stand still
         print(
-            f"this CPU has AVX512_BF16: with --precision bf16 the products of this model would be about "
+            f"this CPU has {form}: with --precision bf16 the products of this model would be about "
             f"{slow / fast:.1f} times as fast",
             flush=True,
         )

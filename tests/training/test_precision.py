@@ -23,7 +23,7 @@ COMMON = "--init tiny.bin --train-data train.bin --val-data val.bin -b 2 -t 8 -x
 def folder(tmp_path, monkeypatch):
     """A folder with the files of a run. CPUs without AVX512_BF16 compute the portable form."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(target, "has_bf16", lambda: True)
+    monkeypatch.setattr(target, "bf16_form", lambda: target.AVX512_BF16)
     GPT2(CONFIG, seed=1).save("tiny.bin")
     write_tokens("train.bin", np.random.default_rng(0).integers(0, 50, 200))
     write_tokens("val.bin", np.arange(100) % 50)
@@ -64,8 +64,7 @@ def test_auto_continues_a_run_that_auto_began(folder, monkeypatch):
     train("--out-dir", "out", "--precision", "auto", "-x", "2")
     train_gpt2.main(["--resume", "out", "-x", "3", "--precision", "auto"])
     train_gpt2.main(["--resume", "out", "-x", "4", "--precision", "bf16"])
-    monkeypatch.setattr(target, "has_bf16", lambda: False)
-    monkeypatch.setattr(target, "is_bf16_portable", lambda: False)
+    monkeypatch.setattr(target, "bf16_form", lambda: None)
     with pytest.raises(UserError, match="--precision was bf16, not float32; leave them"):
         train_gpt2.main(["--resume", "out", "-x", "6", "--precision", "auto"])
     train_gpt2.main(["--resume", "out", "-x", "6", "--precision", "auto", "--resume-anyway"])
@@ -74,36 +73,37 @@ def test_auto_continues_a_run_that_auto_began(folder, monkeypatch):
 
 def test_a_cpu_without_the_instruction_refuses(folder, monkeypatch):
     train("--out-dir", "out", "--precision", "bf16", "-x", "2")
-    monkeypatch.setattr(target, "has_bf16", lambda: False)
-    monkeypatch.setattr(target, "is_bf16_portable", lambda: False)
+    monkeypatch.setattr(target, "bf16_form", lambda: None)
     message = "--precision bf16: this CPU has no AVX512_BF16; train in float32, or set GPT2_BF16=portable"
     with pytest.raises(UserError, match=message):
         train("--precision", "bf16", "--out-dir", "refused")
     with pytest.raises(UserError, match=message):
         train_gpt2.main(["--resume", "out", "-x", "6"])
     assert "bfloat16" not in train("--precision", "auto", "--out-dir", "auto")
-    monkeypatch.setattr(target, "is_bf16_portable", lambda: True)
+    monkeypatch.setattr(target, "bf16_form", lambda: target.PORTABLE)
     assert "| products of bfloat16" in train("--precision", "bf16", "--out-dir", "portable")
 
 
-def test_a_cpu_that_offers_it_is_told_of(folder, monkeypatch, capsys):
-    monkeypatch.setattr("gpt2.training.report.has_bf16", lambda: True)
-    monkeypatch.setattr("gpt2.training.report.is_bf16_portable", lambda: False)
-    line = "this CPU has AVX512_BF16: with --precision bf16 the products of this model would be about "
-    assert line in train("--out-dir", "float32", "-x", "2")
+@pytest.mark.parametrize("form", [target.AVX512_BF16, target.AMX])
+def test_a_cpu_that_offers_it_is_told_of(folder, monkeypatch, capsys, form):
+    monkeypatch.setattr("gpt2.training.report.bf16_form", lambda: form)
+    monkeypatch.setattr("gpt2.training.report._WORTH_SAYING", 0)  # the model is too small for a gain to be sure
+    line = ": with --precision bf16 the products of this model would be about "
+    assert f"this CPU has {form}{line}" in train("--out-dir", "float32", "-x", "2")
     train_gpt2.main(["--resume", "float32", "-x", "6"])  # which could not take it
     assert line not in capsys.readouterr().out
     assert line not in train("--out-dir", "bf16", "--precision", "bf16")
-    monkeypatch.setattr("gpt2.training.report.is_bf16_portable", lambda: True)
+    monkeypatch.setattr("gpt2.training.report._WORTH_SAYING", np.inf)
+    assert line not in train("--out-dir", "no-gain", "-x", "2")
+    monkeypatch.setattr("gpt2.training.report._WORTH_SAYING", 0)
+    monkeypatch.setattr("gpt2.training.report.bf16_form", lambda: target.PORTABLE)
     assert line not in train("--out-dir", "portable")
-    monkeypatch.setattr("gpt2.training.report.is_bf16_portable", lambda: False)
-    monkeypatch.setattr("gpt2.training.report.has_bf16", lambda: False)
+    monkeypatch.setattr("gpt2.training.report.bf16_form", lambda: None)
     assert line not in train("--out-dir", "elsewhere")
 
 
 def test_the_offer_is_measured_on_part_of_a_large_batch(monkeypatch):
-    monkeypatch.setattr("gpt2.training.report.has_bf16", lambda: True)
-    monkeypatch.setattr("gpt2.training.report.is_bf16_portable", lambda: False)
+    monkeypatch.setattr("gpt2.training.report.bf16_form", lambda: target.AVX512_BF16)
     shapes = set()
     monkeypatch.setattr("gpt2.training.report.matmul_nt", lambda out, *arguments: shapes.add(out.shape))
     offer_bf16(GPT2(CONFIG), 16 * 1024)

@@ -40,24 +40,28 @@ def add_pairs(builder, sums, a, b):
     return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", _floats, sums, a, b)
 
 
-def _load(builder, address, count=None):
-    """Returns 16 float32 at an address; given a count, only as many, then zeros: what lies beyond is not touched."""
-    pointer = builder.inttoptr(address, _floats.as_pointer())
-    if count is None:  # a mask costs as much as the rounding
-        return builder.load(pointer, align=4)
+def first_lanes(builder, count):
+    """Returns a mask of the first `count` of 16 lanes: none if it is negative."""
     lanes = ir.Constant(PAIRS, list(range(LANES)))
     undefined = ir.Constant(PAIRS, ir.Undefined)
     count = builder.insert_element(undefined, builder.trunc(count, _integer), _integer(0))
     count = builder.shuffle_vector(count, undefined, ir.Constant(PAIRS, [0] * LANES))
-    mask = builder.icmp_signed("<", lanes, count)
-    zeros = ir.Constant(_floats, [0.0] * LANES)
+    return builder.icmp_signed("<", lanes, count)
+
+
+def load_floats(builder, address, count=None):
+    """Returns 16 float32 at an address; given a count, only as many, then zeros: what lies beyond is not touched."""
+    pointer = builder.inttoptr(address, _floats.as_pointer())
+    if count is None:  # a mask costs as much as the rounding
+        return builder.load(pointer, align=4)
+    mask, zeros = first_lanes(builder, count), ir.Constant(_floats, [0.0] * LANES)
     return _call(builder, "llvm.masked.load.v16f32.p0", _floats, pointer, _integer(4), mask, zeros)
 
 
 def _load_two(builder, address, count=None):
-    """Returns 32 float32 at an address, in two vectors; count: as for `_load`."""
+    """Returns 32 float32 at an address, in two vectors; count: as for `load_floats`."""
     rest = None if count is None else builder.sub(count, _index(LANES))
-    return _load(builder, address, count), _load(builder, builder.add(address, _index(64)), rest)
+    return load_floats(builder, address, count), load_floats(builder, builder.add(address, _index(64)), rest)
 
 
 def _rounded(builder, low, high):
@@ -104,7 +108,10 @@ def pair_rows(typingctx, source, source_row, rows, count, target, target_row):
 
         def pack(pair, low_count=None, high_count=None):
             low = builder.add(source, builder.mul(builder.shl(pair, _index(1)), source_row))
-            values = _load(builder, low, low_count), _load(builder, builder.add(low, source_row), high_count)
+            values = (
+                load_floats(builder, low, low_count),
+                load_floats(builder, builder.add(low, source_row), high_count),
+            )
             words = builder.bitcast(_rounded(builder, *values), _words)
             words = builder.shuffle_vector(words, words, order)
             _store(builder, words, builder.add(target, builder.mul(pair, target_row)))

@@ -1,8 +1,9 @@
 """Products of float32 matrices whose elements are rounded to bfloat16, with float32 sums.
 
 Where the CPU has AVX512_BF16, both factors are packed as pairs of bfloat16, and its dot product does twice the
-multiply-adds of float32 an instruction; it takes denormals, below 1.2e-38, as zeros. Elsewhere the same numbers are
-multiplied as float32, in other sums: the portable form. GPT2_BF16=portable in the environment asks for it on any CPU.
+multiply-adds of float32 an instruction; it takes denormals, below 1.2e-38, as zeros. Where there is AMX too, that
+multiplies tiles of such pairs (product_amx.py). Elsewhere the same numbers are multiplied as float32, in other sums:
+the portable form. GPT2_BF16=portable in the environment asks for it on any CPU.
 """
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from gpt2.kernels.engine.bfloat16 import pair_columns, pair_rows, round_row
 from gpt2.kernels.engine.jit import inline
 from gpt2.kernels.engine.product import BLOCK, EDGE, PANEL, multiply, product
+from gpt2.kernels.engine.product_amx import product_of_tiles
 from gpt2.kernels.engine.simd import TILE_ROWS, TILE_VECTORS, address, matrix, prefetch, stack_array
-from gpt2.kernels.engine.target import has_bf16, is_bf16_portable
+from gpt2.kernels.engine.target import AMX, AVX512_BF16, bf16_form
 
 # Elements of the depth in a panel, which takes as many bytes as in float32.
 _DEPTH = 384
@@ -127,4 +129,4 @@ def _round_block(block, source, source_row, first, count, k, depth, depth_first)
             block[i * _SIDE + j] = rounded(part[i, j])
 
 
-rounded_product = product_of_pairs if has_bf16() and not is_bf16_portable() else portable_product
+rounded_product = {AMX: product_of_tiles, AVX512_BF16: product_of_pairs}.get(bf16_form(), portable_product)

@@ -1,5 +1,6 @@
 """What the kernels' machine code is compiled from and for."""
 
+import ctypes
 import functools
 import hashlib
 import importlib.metadata
@@ -11,8 +12,10 @@ import llvmlite.binding
 import numba
 from numba.core import codegen
 
-# Where this variable is PORTABLE, products of bfloat16 take no instruction of the CPU for them: see product_bf16.py.
-BF16_VARIABLE, PORTABLE = "GPT2_BF16", "portable"
+# The forms of products of bfloat16, see product_bf16.py. PORTABLE takes no instruction of the CPU for them; it is asked
+# for by this value of the variable.
+PORTABLE, AVX512_BF16, AMX = "portable", "AVX512_BF16", "AMX"
+BF16_VARIABLE = "GPT2_BF16"
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 # Numba settings that change the generated code.
@@ -36,14 +39,29 @@ def target_features():
     return set(codegen.get_host_cpu_features().split(","))
 
 
-def has_bf16():
-    """Returns whether the CPU that Numba compiles for multiplies pairs of bfloat16: AVX512_BF16."""
-    return {"+avx512f", "+avx512bf16"} <= target_features()
+def bf16_form():
+    """Returns the form of products of bfloat16: PORTABLE if that is asked for, else the best of the CPU's, or None.
+
+    The CPU is the one that Numba compiles for. AMX also takes the system's permission.
+    """
+    if os.environ.get(BF16_VARIABLE) == PORTABLE:
+        return PORTABLE
+    features = target_features()
+    if not {"+avx512f", "+avx512bf16"} <= features:
+        return None
+    return AMX if {"+amx-tile", "+amx-bf16"} <= features and permits_amx() else AVX512_BF16
 
 
-def is_bf16_portable():
-    """Returns whether products of bfloat16 are asked for in their portable form."""
-    return os.environ.get(BF16_VARIABLE) == PORTABLE
+@functools.cache
+def permits_amx():
+    """Asks Linux, once, to let this process use AMX's tile registers, which it saves for each thread from then on.
+
+    Returns whether it does. Old kernels refuse, and so does any if a thread's stack for signals has no room for them.
+    """
+    if sys.platform != "linux":
+        return False
+    # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    return ctypes.CDLL(None).syscall(*map(ctypes.c_long, (158, 0x1023, 18))) == 0
 
 
 @functools.cache
@@ -59,5 +77,5 @@ def code_key():
     for package in ("numba", "llvmlite", "numpy"):
         key.update(importlib.metadata.version(package).encode())
     key.update(f"{sys.version} {llvmlite.binding.get_host_cpu_name()} {sorted(target_features())}".encode())
-    key.update(repr([getattr(numba.config, name) for name in _SETTINGS] + [is_bf16_portable()]).encode())
+    key.update(repr([getattr(numba.config, name) for name in _SETTINGS] + [bf16_form()]).encode())
     return key.hexdigest()[:16]
