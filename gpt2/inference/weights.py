@@ -71,8 +71,8 @@ def quantised(rows):
     A scale is the largest magnitude of a group / 127, rounded up to a bfloat16. One of NaN or infinity is NaN.
     """
     n, C = rows.shape
-    end, length = quantised_row(C)
-    groups = np.zeros((n, end), np.float32)
+    offset, length = quantised_row(C)
+    groups = np.zeros((n, -(-C // GROUP) * GROUP), np.float32)
     groups[:, :C] = rows
     groups = groups.reshape(n, -1, GROUP)
     largest = np.abs(groups).max(axis=2)
@@ -87,6 +87,6 @@ def quantised(rows):
     divisors[usable] = widened[usable]
     numbers = np.where(finite[:, :, None], np.rint(groups / divisors[:, :, None]), 1)
     out = np.zeros((n, length), np.int8)
-    out[:, :end] = numbers.reshape(n, -1)
-    out[:, end : end + 2 * scales.shape[1]] = scales.view(np.int8)
+    out[:, : 2 * scales.shape[1]] = scales.view(np.int8)
+    out[:, offset : offset + numbers[0].size] = numbers.reshape(n, -1)
     return out

@@ -87,7 +87,7 @@ def widen_row(out, row):
     C = out.size
     step = GROUP if row.itemsize == 1 else C
     for first in range(0, C, step):
-        part, numbers, scale = out[first : first + step], row[first : first + step], _scale(row, first, C)
+        part, numbers, scale = out[first : first + step], _numbers(row, C)[first : first + step], _scale(row, first)
         for i in range(part.size):
             part[i] = _number(numbers, i) * scale
 
@@ -112,15 +112,17 @@ def dots(out, inp, weight, start, stop):
         for o in range(start, stop):
             for n in range(N):
                 row, total = weight[o], out[n, o]
+                numbers = _numbers(row, C)
                 for i in range(whole, C):
-                    total += _number(row, i) * _scale(row, i, C) * inp[n, i]
+                    total += _number(numbers, i) * _scale(row, i) * inp[n, i]
                 out[n, o] = total
 
 
 def _products(count, inp, weight, o):
     """Returns the products of row o of weight with the first `count` rows of inp, a tuple, over whole cache lines."""
     C, line = inp.shape[1], LINE // weight.itemsize
-    row = np.array([_number(weight[o], i) * _scale(weight[o], i, C) for i in range(C // line * line)], np.float32)
+    row, numbers = weight[o], _numbers(weight[o], C)
+    row = np.array([_number(numbers, i) * _scale(row, i) for i in range(C // line * line)], np.float32)
     return tuple(inp[:count, : row.size] @ row)
 
 
@@ -134,37 +136,51 @@ def _compiled_products(count, inp, weight, o):
     return implementation
 
 
-def _number(row, i):
-    """Returns weight i of a row as float32, which in int8 rows is yet to be multiplied by its group's scale."""
-    return _NUMBERS[row.dtype.name](row, i)
+def _numbers(row, C):
+    """Returns the part of a row of C weights that holds the weights."""
+    return _int8_numbers(row, C) if row.dtype == np.int8 else row
 
 
-def _bfloat16_number(row, i):
-    return np.uint32(np.uint32(row[i]) << np.uint32(16)).view(np.float32)
+def _int8_numbers(row, C):
+    return row[quantised_row(C)[0] :]
+
+
+@overload(_numbers)
+def _compiled_numbers(row, C):
+    return _int8_numbers if row.dtype == types.int8 else lambda row, C: row
+
+
+def _number(numbers, i):
+    """Returns weight i as float32, which in int8 rows is yet to be multiplied by its group's scale."""
+    return _NUMBERS[numbers.dtype.name](numbers, i)
+
+
+def _bfloat16_number(numbers, i):
+    return np.uint32(np.uint32(numbers[i]) << np.uint32(16)).view(np.float32)
 
 
 _NUMBERS = {
-    "float32": lambda row, i: row[i],
+    "float32": lambda numbers, i: numbers[i],
     "uint16": _bfloat16_number,
-    "int8": lambda row, i: np.float32(row[i]),
+    "int8": lambda numbers, i: np.float32(numbers[i]),
 }
 
 
 @overload(_number)
-def _compiled_number(row, i):
-    return _NUMBERS[row.dtype.name]
+def _compiled_number(numbers, i):
+    return _NUMBERS[numbers.dtype.name]
 
 
-def _scale(row, i, C):
-    """Returns the scale of weight i in a row of C, float32; 1 unless the row is int8."""
-    return _int8_scale(row, i, C) if row.dtype == np.int8 else np.float32(1)
+def _scale(row, i):
+    """Returns the scale of weight i of a row, float32; 1 unless the row is int8."""
+    return _int8_scale(row, i) if row.dtype == np.int8 else np.float32(1)
 
 
-def _int8_scale(row, i, C):
-    bits = np.uint32(row.view(np.uint16)[quantised_row(C)[0] // 2 + i // GROUP])
+def _int8_scale(row, i):
+    bits = np.uint32(row.view(np.uint16)[i // GROUP])
     return np.uint32(bits << np.uint32(16)).view(np.float32)
 
 
 @overload(_scale)
-def _compiled_scale(row, i, C):
-    return _int8_scale if row.dtype == types.int8 else lambda row, i, C: np.float32(1)
+def _compiled_scale(row, i):
+    return _int8_scale if row.dtype == types.int8 else lambda row, i: np.float32(1)

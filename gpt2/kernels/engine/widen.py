@@ -26,19 +26,21 @@ _LANES = simd.VECTOR_BYTES // 4
 
 @register_jitable
 def quantised_row(C):
-    """Returns (offset of the scales, length), in bytes, of a row of C int8 weights.
+    """Returns (offset of the weights, length), in bytes, of a row of C int8 weights.
 
-    The last group is padded with zeros. The length is a multiple of 16, so that vectors do not straddle cache lines.
+    The scales come first, so that prefetchers see one stream. The last group is padded with zeros. Both numbers are
+    multiples of 16, so that vectors do not straddle cache lines.
     """
     groups = -(-C // GROUP)
-    return groups * GROUP, -(-groups * (GROUP + 2) // 16) * 16
+    offset = -(-groups * 2 // 16) * 16
+    return offset, offset + groups * GROUP
 
 
 @intrinsic(prefer_literal=True)
-def dot_row(typingctx, count, weight, row, scales, lines, x, x_row):
+def dot_row(typingctx, count, weight, row, offset, lines, x, x_row):
     """Returns the dot products of a row of weights with `count` (a constant) rows of float32, a tuple.
 
-    weight: an array of the weights' dtype. row, x: addresses; x_row: row stride in bytes. scales: their offset in an
+    weight: an array of the weights' dtype. row, x: addresses; x_row: row stride in bytes. offset: of the weights in an
     int8 row, in bytes. lines: how many cache lines of the row to sum. The order of a sum depends on its length alone.
     """
     dtype, inputs = weight.dtype, count.literal_value
@@ -47,21 +49,22 @@ def dot_row(typingctx, count, weight, row, scales, lines, x, x_row):
     together = GROUP // _LANES if dtype == types.int8 else 1
 
     def codegen(context, builder, signature, arguments):
-        row, scales, lines, x, x_row = arguments[2:]
+        row, offset, lines, x, x_row = arguments[2:]
         vector = simd._vector(types.float32)
         zero = ir.Constant(vector, [0.0] * _LANES)
         multiply_add = simd._function(builder, f"llvm.fmuladd.v{_LANES}f32", vector, [vector] * 3)
         sums = [[cgutils.alloca_once(builder, vector) for _ in range(_CHAINS)] for _ in range(inputs)]
         for place in itertools.chain(*sums):
             builder.store(zero, place)
+        numbers_start = builder.add(row, offset) if dtype == types.int8 else row
         x_rows = [builder.add(x, builder.mul(x_row, _INDEX(i))) for i in range(inputs)]
         with cgutils.for_range(builder, lines) as loop:
-            line = builder.add(row, builder.mul(loop.index, _INDEX(LINE)))
+            line = builder.add(numbers_start, builder.mul(loop.index, _INDEX(LINE)))
             columns = builder.mul(loop.index, _INDEX(LINE // size * 4))
             starts = [builder.add(start, columns) for start in x_rows]
             scales_of_line = None
             if dtype == types.int8:
-                scale_row = builder.add(builder.add(row, scales), builder.mul(loop.index, _INDEX(4)))
+                scale_row = builder.add(row, builder.mul(loop.index, _INDEX(4)))
                 scales_of_line = _two_scales(builder, scale_row, vector)
             for step, first in enumerate(range(0, LINE // size // _LANES, together)):
                 numbers = range(first, first + together)
