@@ -15,13 +15,15 @@ from gpt2.inference.weights import converted
 from gpt2.kernels.adamw import sum_of_squares
 from gpt2.kernels.dropout import Dropout
 from gpt2.kernels.engine import jit
+from gpt2.kernels.engine.target import code_key
 from gpt2.model import GPT2
 from gpt2.optimizer import OPTIMIZERS, AdamW
 from gpt2.output import lossy_output
 
 # The child imports the parent's modules, wherever the parent found them.
 _CHILD = (
-    "import sys; sys.path[:] = {!r}; from gpt2.inference.warmup import compile_kernels; compile_kernels({!r}, {!r})"
+    "import sys; sys.path[:] = {!r}; "
+    "from gpt2.inference.warmup import compile_kernels; compile_kernels({!r}, {!r}, {!r})"
 )
 _form = FORMS[0]  # of the weights that a child prepares for
 
@@ -69,7 +71,7 @@ def compile_in_child(folder):
     or it dies, says so and returns.
     """
     # In a process group of its own the child gets no Ctrl-C; the parent kills it.
-    command = [sys.executable, "-c", _CHILD.format([str(path) for path in sys.path], str(folder), _form)]
+    command = [sys.executable, "-c", _CHILD.format([str(path) for path in sys.path], str(folder), _form, code_key())]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "process_group": 0}
     bar = tqdm(desc="compiling the kernels", unit=" functions", leave=False, disable=None, delay=0.5)
     try:
@@ -95,11 +97,15 @@ def compile_in_child(folder):
         )
 
 
-def compile_kernels(folder, form):
+def compile_kernels(folder, form, key):
     """The child: compiles what is missing into the folder, and prints a line for each function that it compiles.
 
-    form: as for prepare_kernels.
+    form: as for prepare_kernels. key: the parent's code_key(), which the folder is for.
     """
+    if code_key() != key:
+        sys.exit(
+            "the kernels that this process would compile are not those that are needed: may only one of both use AMX?"
+        )
     jit.compile_into(pathlib.Path(folder))
     with jit.watch_compilation(_report):
         try:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from gpt2.inference import warmup
+from gpt2.kernels.engine.target import code_key
 from gpt2.optimizer import OPTIMIZERS, AdamW
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -138,8 +139,10 @@ def test_it_takes_a_step_of_the_optimizer_that_runs_and_the_child_of_each_that_i
     monkeypatch.setattr(warmup.jit, "compile_into", lambda folder: None)
     for each in (Lion, Muon):
         monkeypatch.setitem(OPTIMIZERS, each.__name__, each)
-    warmup.compile_kernels(tmp_path, warmup.FORMS[0])
+    warmup.compile_kernels(tmp_path, warmup.FORMS[0], code_key())
     assert stepped == [Lion, Lion, Muon]
+    with pytest.raises(SystemExit, match="not those that are needed"):
+        warmup.compile_kernels(tmp_path, warmup.FORMS[0], "of another form")
 
 
 class Terminal(io.StringIO):

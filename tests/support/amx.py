@@ -1,7 +1,7 @@
 """AMX in software: a signal handler that executes the tile instructions of bfloat16 on CPUs which lack them.
 
 Such a CPU answers them with SIGILL. The handler decodes the instruction, does what Intel's manual says (Software
-Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILEZERO, TDPBF16PS, TILESTORED, TILERELEASE), and goes on behind
+Developer's Manual, volume 2: LDTILECFG, TILELOADD, TILEZERO, TDPBF16PS, TILESTORED, TILERELEASE), and resumes after
 it. What the manual forbids ends the process with SIGILL, and so does any other instruction.
 """
 

@@ -9,8 +9,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from gpt2.kernels.engine.bfloat16 import LANES, first_lanes, load_floats
+from gpt2.kernels.engine.simd import _prefetch, _splat
 
-# A block of sums takes 2 x 2 tiles: so many rows and columns. The depth goes in steps of a tile's bfloat16.
+# Rows and columns of a block of c: 2 x 2 tiles. The depth goes in steps of a tile's bfloat16.
 SIDE = 32
 _ROWS, _ROW_BYTES = 16, 64
 # Rows of the next block of c to prefetch with each step of the depth: all of them within a depth of 256.
@@ -99,18 +100,12 @@ def multiply_tiles(typingctx, c, c_row, a, a_row, b, steps, adds, ahead, ahead_r
             first = builder.and_(builder.mul(loop.index, _index(_AHEAD)), _index(SIDE - 1))
             for i in range(_AHEAD):
                 row = builder.add(ahead, builder.mul(builder.add(first, _index(i)), ahead_row))
-                _prefetch_to_write(builder, row)
-                _prefetch_to_write(builder, beside(row))
+                _prefetch(builder, [row, beside(row)], write=1, locality=3)
         for tile, place in enumerate(places):
             _call(builder, "llvm.x86.tilestored64", _number(tile), _pointer(builder, place), c_row)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6, types.boolean, *[types.int64] * 2), codegen
-
-
-def _prefetch_to_write(builder, address):
-    write, nearest, data = map(ir.IntType(32), (1, 3, 1))
-    _call(builder, "llvm.prefetch.p0", _pointer(builder, address), write, nearest, data)
 
 
 @intrinsic
@@ -124,12 +119,6 @@ def scale_rows(typingctx, target, target_row, source, source_row, rows, columns,
     def codegen(context, builder, signature, arguments):
         target, target_row, source, source_row, rows, columns, alpha, beta = arguments
 
-        def splat(number):
-            undefined = ir.Constant(vector, ir.Undefined)
-            first = builder.insert_element(undefined, number, ir.IntType(32)(0))
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-            return builder.shuffle_vector(first, undefined, zeros)
-
         def scale(adds):
             with cgutils.for_range(builder, rows) as loop:
                 for lane in range(0, SIDE, LANES):
@@ -138,9 +127,9 @@ def scale_rows(typingctx, target, target_row, source, source_row, rows, columns,
                         builder.add(builder.add(start, _index(4 * lane)), builder.mul(loop.index, row))
                         for start, row in ((target, target_row), (source, source_row))
                     )
-                    value = builder.fmul(splat(alpha), load_floats(builder, number, left))
+                    value = builder.fmul(_splat(builder, alpha, vector), load_floats(builder, number, left))
                     if adds:
-                        factors = splat(beta), load_floats(builder, place, left), value
+                        factors = _splat(builder, beta, vector), load_floats(builder, place, left), value
                         value = _call(builder, "llvm.fmuladd.v16f32", *factors, result=vector)
                     pointer, mask = builder.inttoptr(place, vector.as_pointer()), first_lanes(builder, left)
                     _call(builder, "llvm.masked.store.v16f32.p0", value, pointer, ir.IntType(32)(4), mask)

@@ -1,4 +1,4 @@
-"""bfloat16 factors in pairs, as AVX512_BF16 multiplies them: LLVM instructions for compiled code only.
+"""bfloat16 factors in pairs, as AVX512_BF16 and AMX multiply them: LLVM instructions for compiled code only.
 
 A pair is two bfloat16 that are neighbours along a product's depth, in 32 bits; one instruction multiplies 16 pairs with
 16 others and adds both products of each to a float32 sum. llvmlite has no bfloat16, so vectors of pairs are kept as
@@ -96,7 +96,7 @@ def round_row(typingctx, source, count, target):
 
 @intrinsic
 def pair_rows(typingctx, source, source_row, rows, count, target, target_row):
-    """Rounds `count` (1 to 16) columns of float32 rows, and pairs each row with the next: a target row is 16 pairs.
+    """Rounds `count` (0 to 16) columns of float32 rows, and pairs each row with the next: a target row is 16 pairs.
 
     Addresses; source_row, target_row: row strides in bytes. Columns and an odd last row are padded with zeros.
     """

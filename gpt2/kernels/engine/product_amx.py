@@ -1,24 +1,23 @@
 """Products of float32 matrices whose elements are rounded to bfloat16, by AMX: `product_of_tiles`.
 
 Both factors are packed, a as rows of bfloat16, b as rows of pairs, and multiplied in blocks of 2 x 2 tiles (amx.py): 4
-loads for 4 products of tiles, which take 64 cycles, and a block 512. So soon is the next one's c needed that it is
-prefetched during this one.
+loads for 4 products of tiles, which take 64 cycles, and a block 512. The next block's c is needed soon
+after, so it is prefetched meanwhile.
 """
 
 import numpy as np
 
 from gpt2.kernels.engine.amx import SIDE, configure_tiles, multiply_tiles, release_tiles, scale_rows
-from gpt2.kernels.engine.bfloat16 import pair_columns, pair_rows, round_row
+from gpt2.kernels.engine.bfloat16 import LANES, pair_columns, pair_rows, round_row
 from gpt2.kernels.engine.jit import inline
 from gpt2.kernels.engine.simd import address, matrix, prefetch, stack_array, transpose
 
-# Bytes of a pair, and of a row of SIDE pairs.
-_PAIR, _PAIRS = 4, 4 * SIDE
-_LANES = 16
+# Of a pair, and of a row of SIDE pairs.
+_PAIR_BYTES, _ROW_BYTES = 4, 4 * SIDE
 # The packed part of each factor. A panel of b takes 16 kB and stays in L1, which has 48 kB, while rows of a come from
 # L2, another 16 kB for each block of c.
 _DEPTH, _ROWS = 256, 384
-_PANEL = _DEPTH // 2 * _PAIRS
+_PANEL = _DEPTH // 2 * _ROW_BYTES
 _BLOCK = _ROWS * (2 * _DEPTH + 64)
 _SUMS = SIDE * SIDE * 4
 
@@ -28,7 +27,7 @@ def product_of_tiles(
 ):
     """`product.product` in float32, of factors that are rounded to bfloat16."""
     c = matrix(alpha, c_address, c_row, M, N)
-    pairs = matrix(np.int32(0), b_address, _PAIR, 1, 1)  # for the type of its elements
+    pairs = matrix(np.int32(0), b_address, _PAIR_BYTES, 1, 1)  # for the type of its elements
     panel, block, sums = stack_array(pairs, _PANEL), stack_array(pairs, _BLOCK), stack_array(c, _SUMS)
     pieces = max(1, (K + _DEPTH - 1) // _DEPTH)
     step = max(SIDE, ((K + pieces - 1) // pieces + SIDE - 1) // SIDE * SIDE)
@@ -76,30 +75,30 @@ def _pack_columns(block, block_row, a, a_row, depth, height, squares):
 
     squares: scratch for the pairs of 16 columns.
     """
-    used, padded = (depth + 1) // 2 * _LANES, (depth + 31) // 32 * 16 * _LANES
+    used, padded = (depth + 1) // 2 * LANES, (depth + 31) // 32 * 16 * LANES
     squares[used:padded] = 0
-    for m in range(0, height, _LANES):
-        pair_rows(a + m * 4, a_row, depth, min(_LANES, height - m), address(squares), _PAIR * _LANES)
-        for k in range(0, padded, _LANES * _LANES):
-            target = address(block) + m * block_row + k // _LANES * _PAIR
-            transpose(squares, address(squares[k:]), _PAIR * _LANES, target, block_row, 1)
+    for m in range(0, height, LANES):
+        pair_rows(a + m * 4, a_row, depth, min(LANES, height - m), address(squares), _PAIR_BYTES * LANES)
+        for k in range(0, padded, LANES * LANES):
+            target = address(block) + m * block_row + k // LANES * _PAIR_BYTES
+            transpose(squares, address(squares[k:]), _PAIR_BYTES * LANES, target, block_row, 1)
 
 
 @inline
 def _pack_panel(panel, b, b_row, depth, columns):
     """Rounds and pairs b (depth, columns) at an address into the panel's rows of SIDE, zero-padded to whole steps."""
     panel[(depth + 1) // 2 * SIDE : (depth + 31) // 32 * 16 * SIDE] = 0
-    for j in range(0, SIDE, _LANES):
-        present = max(0, min(_LANES, columns - j))
-        pair_rows(b + j * 4, b_row, depth, present, address(panel[j:]), _PAIRS)
+    for j in range(0, SIDE, LANES):
+        present = max(0, min(LANES, columns - j))
+        pair_rows(b + j * 4, b_row, depth, present, address(panel[j:]), _ROW_BYTES)
 
 
 @inline
 def _pack_transposed_panel(panel, b, b_row, depth, columns):
     """Does _pack_panel for the transpose of b (columns, depth)."""
-    for j in range(0, SIDE, _LANES):
-        present = max(0, min(_LANES, columns - j))
-        pair_columns(b + j * b_row, b_row, present, depth, address(panel[j:]), _PAIRS)
+    for j in range(0, SIDE, LANES):
+        present = max(0, min(LANES, columns - j))
+        pair_columns(b + j * b_row, b_row, present, depth, address(panel[j:]), _ROW_BYTES)
 
 
 @inline
@@ -115,7 +114,7 @@ def _multiply(c, a, a_row, panel, steps, sums, alpha, beta, next_c):
         multiply_tiles(address(c), c.strides[0], a, a_row, address(panel), steps, adds, next_c, c.strides[0])
         return
     if adds:
-        scale_rows(address(sums), _PAIRS, address(c), c.strides[0], rows, columns, alpha, c.dtype.type(0))
+        scale_rows(address(sums), _ROW_BYTES, address(c), c.strides[0], rows, columns, alpha, c.dtype.type(0))
         beta = c.dtype.type(0)
-    multiply_tiles(address(sums), _PAIRS, a, a_row, address(panel), steps, adds, next_c, c.strides[0])
-    scale_rows(address(c), c.strides[0], address(sums), _PAIRS, rows, columns, alpha, beta)
+    multiply_tiles(address(sums), _ROW_BYTES, a, a_row, address(panel), steps, adds, next_c, c.strides[0])
+    scale_rows(address(c), c.strides[0], address(sums), _ROW_BYTES, rows, columns, alpha, beta)

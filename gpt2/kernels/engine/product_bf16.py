@@ -1,14 +1,14 @@
 """Products of float32 matrices whose elements are rounded to bfloat16, with float32 sums.
 
 Where the CPU has AVX512_BF16, both factors are packed as pairs of bfloat16, and its dot product does twice the
-multiply-adds of float32 an instruction; it takes denormals, below 1.2e-38, as zeros. Where there is AMX too, that
-multiplies tiles of such pairs (product_amx.py). Elsewhere the same numbers are multiplied as float32, in other sums:
-the portable form. GPT2_BF16=portable in the environment asks for it on any CPU.
+multiply-adds of float32 an instruction; it takes denormals, below 1.2e-38, as zeros. With AMX, tiles of such pairs are
+multiplied instead (product_amx.py). Elsewhere the same numbers are multiplied as float32, in other sums: the portable
+form. GPT2_BF16=portable in the environment asks for it on any CPU.
 """
 
 import numpy as np
 
-from gpt2.kernels.engine.bfloat16 import pair_columns, pair_rows, round_row
+from gpt2.kernels.engine.bfloat16 import LANES, pair_columns, pair_rows, round_row
 from gpt2.kernels.engine.jit import inline
 from gpt2.kernels.engine.product import BLOCK, EDGE, PANEL, multiply, product
 from gpt2.kernels.engine.product_amx import product_of_tiles
@@ -17,7 +17,6 @@ from gpt2.kernels.engine.target import AMX, AVX512_BF16, bf16_form
 
 # Elements of the depth in a panel, which takes as many bytes as in float32.
 _DEPTH = 384
-_LANES = 16
 _ROWS, _ROWS_AHEAD = 384, 6
 
 
@@ -37,26 +36,22 @@ def product_of_pairs(
             padded = (depth + 31) // 32 * 32
             keep = beta if k == 0 else c.dtype.type(1)
             if transpose_a:
-                for m in range(0, height, _LANES):
+                for m in range(0, height, LANES):
                     source, target = a_address + k * a_row + (top + m) * 4, address(block) + m * padded * 2
-                    pair_rows(source, a_row, depth, min(_LANES, height - m), target, 4 * _LANES)
+                    pair_rows(source, a_row, depth, min(LANES, height - m), target, 4 * LANES)
             else:
-                for m in range(height):
-                    row = a_address + (top + m) * a_row + k * 4
-                    if m + _ROWS_AHEAD < height:  # rows are too short for the CPU to see a stream in time
-                        prefetch(row + _ROWS_AHEAD * a_row, depth * 4)
-                    round_row(row, depth, address(block) + m * padded * 2)
+                _round_rows(address(block), 2 * padded, a_address + top * a_row + k * 4, a_row, height, depth)
             j = 0
             while j < N:
-                vectors_left = (N - j + _LANES - 1) // _LANES
+                vectors_left = (N - j + LANES - 1) // LANES
                 tiles_left = (vectors_left + TILE_VECTORS - 1) // TILE_VECTORS
                 vectors = max(2, (vectors_left + tiles_left - 1) // tiles_left)
-                width = vectors * _LANES
+                width = vectors * LANES
                 columns = min(N - j, width)
                 for v in range(vectors):
-                    first = j + v * _LANES
-                    present = max(0, min(_LANES, N - first))
-                    target = address(panel) + v * 4 * _LANES
+                    first = j + v * LANES
+                    present = max(0, min(LANES, N - first))
+                    target = address(panel) + v * 4 * LANES
                     if transpose_b:
                         pair_columns(b_address + first * b_row + k * 4, b_row, present, depth, target, width * 4)
                     else:
@@ -76,11 +71,20 @@ def product_of_pairs(
                         prefetch(ahead + row * b_row, ahead_size * 4)
                     part = c[top + m : min(top + m + TILE_ROWS, top + height), j : j + columns]
                     if transpose_a:
-                        rows = address(block) + m // _LANES * _LANES * padded * 2 + m % _LANES * 4, 4, 4 * _LANES
+                        rows = address(block) + m // LANES * LANES * padded * 2 + m % LANES * 4, 4, 4 * LANES
                     else:
                         rows = address(block) + m * padded * 2, padded * 2, 4
                     multiply(part, rows, panel, width, (depth + 1) // 2, edge, alpha, keep)
                 j += columns
+
+
+@inline
+def _round_rows(target, target_row, source, source_row, rows, count):
+    """Rounds rows of `count` float32 to bfloat16, zero-padded as in round_row. Addresses and row strides, in bytes."""
+    for m in range(rows):
+        if m + _ROWS_AHEAD < rows:  # rows are too short for the CPU to see a stream in time
+            prefetch(source + (m + _ROWS_AHEAD) * source_row, count * 4)
+        round_row(source + m * source_row, count, target + m * target_row)
 
 
 @inline

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
+import platform
 import sys
 
 import llvmlite.binding
@@ -54,11 +55,12 @@ def bf16_form():
 
 @functools.cache
 def permits_amx():
-    """Asks Linux, once, to let this process use AMX's tile registers, which it saves for each thread from then on.
+    """Asks Linux, once, to let this process use AMX's tiles; returns whether it does.
 
-    Returns whether it does. Old kernels refuse, and so does any if a thread's stack for signals has no room for them.
+    The permission lasts as long as the process, whose alternate signal stacks must have room for the tiles from then
+    on. Linux refuses if one has not, or if it is older than 5.16.
     """
-    if sys.platform != "linux":
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):  # other systems have other numbers for their calls
         return False
     # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
     return ctypes.CDLL(None).syscall(*map(ctypes.c_long, (158, 0x1023, 18))) == 0

@@ -28,8 +28,8 @@ _LANES = simd.VECTOR_BYTES // 4
 def quantised_row(C):
     """Returns (offset of the weights, length), in bytes, of a row of C int8 weights.
 
-    The scales come first, so that prefetchers see one stream. The last group is padded with zeros. Both numbers are
-    multiples of 16, so that vectors do not straddle cache lines.
+    The scales come first: behind the weights, each row would begin with a cache miss far ahead. The last group is
+    padded with zeros. Both numbers are multiples of 16, so that vectors do not straddle cache lines.
     """
     groups = -(-C // GROUP)
     offset = -(-groups * 2 // 16) * 16

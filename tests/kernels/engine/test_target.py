@@ -30,6 +30,7 @@ def test_the_form_of_bfloat16_products(monkeypatch, features, permitted, variabl
 
 def test_machine_code_of_another_form_is_other_code(monkeypatch):
     monkeypatch.setattr(numba.config, "CPU_FEATURES", TILES)
+    monkeypatch.delenv(target.BF16_VARIABLE, raising=False)
     keys = set()
     for permitted in (True, False):
         monkeypatch.setattr(target, "permits_amx", lambda permitted=permitted: permitted)

@@ -1,4 +1,4 @@
-"""The AMX form of products of bfloat16, on a CPU with AMX; elsewhere its machine code runs in an emulator of AMX."""
+"""Products of bfloat16 in the CPU's form; with AVX512_BF16 but no AMX, the AMX form also runs, in an emulator."""
 
 import ctypes
 import mmap
@@ -15,13 +15,13 @@ from numba.core import codegen
 from gpt2 import GPT2, AdamW, GPT2Config
 from gpt2.kernels.engine import threads
 from gpt2.kernels.engine.gemm import gemm
-from gpt2.kernels.engine.target import AMX, AVX512_BF16, bf16_form
+from gpt2.kernels.engine.target import AVX512_BF16, bf16_form
 from gpt2.kernels.matmul import matmul_nn, matmul_nt, matmul_tn
 from tests.support.numeric import assert_close, random_batch, randomise, to_bfloat16
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 TRANSPOSES = [(False, False), (False, True), (True, False), (True, True)]
-# Around the sizes of a tile (16), a block and a step of the depth (32), a panel (depth 256), and the packed a (384).
+# Around the sizes of AMX's tile (16), block (32) and panel (depth 256), and of the packed a (384).
 SIZES = [
     (1, 1, 1),
     (5, 64, 16),
@@ -42,7 +42,7 @@ SIZES = [
 SCALES = [(1.0, 0.0), (1.0, 1.0), (1.0, 0.5), (0.25, 0.0), (0.25, 1.0), (0.25, 0.5)]
 
 emulator = sys.modules.get("tests.support.amx")  # where these tests run in it
-with_amx = pytest.mark.skipif(bf16_form() != AMX, reason="this CPU has no AMX")
+compiled_only = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="tests the compiled product")
 
 
 @numba.njit
@@ -84,7 +84,7 @@ def factors(rng, M, N, K, transpose_a, transpose_b):
     return a, b
 
 
-@with_amx
+@compiled_only
 @pytest.mark.parametrize(("transpose_a", "transpose_b"), TRANSPOSES)
 def test_a_product_touches_its_matrices_alone(transpose_a, transpose_b):
     for M, N, K in SIZES:
@@ -99,7 +99,7 @@ def check_product(M, N, K, transpose_a, transpose_b):
     guarded_a, guarded_b = Guarded(a, gap=3), Guarded(b, gap=7)
     unknown = np.full((64, 256), np.nan, np.float32)
     for alpha, beta in SCALES:
-        # This one leaves NaNs in the packed parts.
+        # This one leaves NaNs in the packed parts, on the stack.
         product(np.empty((64, 64), np.float32), unknown, unknown, False, True, 1.0, 0.0)
         before = rng.standard_normal((M, N), np.float32)
         c = Guarded(before if beta else np.full_like(before, np.nan), gap=5)
@@ -109,7 +109,7 @@ def check_product(M, N, K, transpose_a, transpose_b):
     assert guarded_a.is_untouched_around() and guarded_b.is_untouched_around()
 
 
-@with_amx
+@compiled_only
 @pytest.mark.parametrize(("transpose_a", "transpose_b"), TRANSPOSES)
 def test_the_parts_of_a_product_have_its_bits(transpose_a, transpose_b):
     for alpha, beta in SCALES:
@@ -130,7 +130,7 @@ def check_parts(M, N, K, transpose_a, transpose_b, alpha, beta):
     assert parts.tobytes() == whole.tobytes(), f"alpha {alpha}, beta {beta}"
 
 
-@with_amx
+@compiled_only
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 3, reason="NUMBA_NUM_THREADS is below 3")
 def test_threads_have_tiles_of_their_own():
     rng = np.random.default_rng(9)
@@ -153,7 +153,7 @@ def test_threads_have_tiles_of_their_own():
     assert_close(dweight, dout.T @ inp, 1e-6)
 
 
-@with_amx
+@compiled_only
 def test_a_model_learns_with_it():
     config = GPT2Config(maxT=8, V=50, L=2, NH=2, C=12)
     rng, losses = np.random.default_rng(10), []
@@ -176,7 +176,7 @@ target.permits_amx = lambda: True
 jit.on_cache_miss(None)  # another process would not have this permission
 from tests.support import amx
 amx.install()
-tests = ["tests/kernels/engine/test_product_amx.py", "tests/kernels/engine/test_gemm.py"]
+tests = ["tests/kernels/engine/test_product_bf16.py", "tests/kernels/engine/test_gemm.py"]
 # pytest's faulthandler would take SIGILL over.
 options = ["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-m", "not slow", "-k", "not concurrent"]
 status = pytest.main([*options, *tests])
@@ -185,14 +185,20 @@ sys.exit(status)
 """
 
 
+@compiled_only
 @pytest.mark.slow
 @pytest.mark.skipif(bf16_form() != AVX512_BF16, reason="a CPU with AVX512_BF16, but not AMX, expected")
-def test_the_machine_code_in_an_emulator():
+def test_the_machine_code_of_amx_in_an_emulator(tmp_path):
     features = set(codegen.get_host_cpu_features().split(",")) - {"-amx-tile", "-amx-bf16"} | {"+amx-tile", "+amx-bf16"}
+    settings = {
+        "NUMBA_CPU_FEATURES": ",".join(sorted(features)),
+        "NUMBA_NUM_THREADS": "3",
+        "NUMBA_CACHE_DIR": str(tmp_path),  # permission comes after the kernels' folder was chosen
+    }
     run = subprocess.run(
         [sys.executable, "-c", EMULATED],
         cwd=ROOT,
-        env={**os.environ, "NUMBA_CPU_FEATURES": ",".join(sorted(features)), "NUMBA_NUM_THREADS": "3"},
+        env={**os.environ, **settings},
         capture_output=True,
         text=True,
         timeout=400,
