@@ -103,9 +103,7 @@ def compile_kernels(folder, form, key):
     form: as for prepare_kernels. key: the parent's code_key(), which the folder is for.
     """
     if code_key() != key:
-        sys.exit(
-            "the kernels that this process would compile are not those that are needed: may only one of both use AMX?"
-        )
+        sys.exit("it would compile other kernels than its parent runs: perhaps only one of the two may use AMX")
     jit.compile_into(pathlib.Path(folder))
     with jit.watch_compilation(_report):
         try:

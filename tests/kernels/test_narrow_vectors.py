@@ -1,16 +1,13 @@
 """The kernels on CPUs without AVX-512: compiled for a smaller instruction set than this machine's."""
 
-import os
-import pathlib
 import platform
-import subprocess
-import sys
 
 import pytest
 
+from tests.support.other_cpu import run_tests
+
 pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = [
     f"tests/{name}.py"
     for name in (
@@ -39,14 +36,4 @@ def test_the_kernels_with_shorter_vectors_and_fewer_registers(name, features, ve
         f"tests = {TESTS!r}\n"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'not concurrent', *tests]))\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env={**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout.splitlines()[-1] and "skipped" not in run.stdout.splitlines()[-1], run.stdout
+    run_tests(script, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from gpt2.kernels.engine.bfloat16 import LANES, first_lanes, load_floats
+from gpt2.kernels.engine.bfloat16 import LANES, _call, first_lanes, load_floats
 from gpt2.kernels.engine.simd import _prefetch, _splat
 
 # Rows and columns of a block of c: 2 x 2 tiles. The depth goes in steps of a tile's bfloat16.
@@ -18,11 +18,6 @@ _ROWS, _ROW_BYTES = 16, 64
 _AHEAD = 4
 
 _index, _number, _nothing = ir.IntType(64), ir.IntType(8), ir.VoidType()
-
-
-def _call(builder, name, *arguments, result=_nothing):
-    kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
 def _pointer(builder, address):
@@ -37,7 +32,7 @@ def configure_tiles(typingctx):
 
     def codegen(context, builder, signature, arguments):
         constant = cgutils.global_constant(builder, "tiles", cgutils.make_bytearray(layout))
-        _call(builder, "llvm.x86.ldtilecfg", builder.bitcast(constant, cgutils.voidptr_t))
+        _call(builder, "llvm.x86.ldtilecfg", _nothing, builder.bitcast(constant, cgutils.voidptr_t))
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -48,7 +43,7 @@ def release_tiles(typingctx):
     """Frees the calling thread's tiles: the system need not save them any longer."""
 
     def codegen(context, builder, signature, arguments):
-        _call(builder, "llvm.x86.tilerelease")
+        _call(builder, "llvm.x86.tilerelease", _nothing)
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -67,10 +62,10 @@ def multiply_tiles(typingctx, c, c_row, a, a_row, b, steps, adds, ahead, ahead_r
         b_row = _index(2 * _ROW_BYTES)
 
         def load(tile, address, row):
-            _call(builder, "llvm.x86.tileloadd64", _number(tile), _pointer(builder, address), row)
+            _call(builder, "llvm.x86.tileloadd64", _nothing, _number(tile), _pointer(builder, address), row)
 
         def add_product(total, a_tile, b_tile):
-            _call(builder, "llvm.x86.tdpbf16ps", *map(_number, (total, a_tile, b_tile)))
+            _call(builder, "llvm.x86.tdpbf16ps", _nothing, *map(_number, (total, a_tile, b_tile)))
 
         def below(address, row):
             return builder.add(address, builder.mul(row, _index(_ROWS)))
@@ -85,7 +80,7 @@ def multiply_tiles(typingctx, c, c_row, a, a_row, b, steps, adds, ahead, ahead_r
                     load(tile, place, c_row)
             with start:
                 for tile in range(4):
-                    _call(builder, "llvm.x86.tilezero", _number(tile))
+                    _call(builder, "llvm.x86.tilezero", _nothing, _number(tile))
         with cgutils.for_range(builder, steps) as loop:
             a_step = builder.add(a, builder.mul(loop.index, _index(_ROW_BYTES)))
             b_step = builder.add(b, builder.mul(loop.index, builder.mul(b_row, _index(_ROWS))))
@@ -102,7 +97,7 @@ def multiply_tiles(typingctx, c, c_row, a, a_row, b, steps, adds, ahead, ahead_r
                 row = builder.add(ahead, builder.mul(builder.add(first, _index(i)), ahead_row))
                 _prefetch(builder, [row, beside(row)], write=1, locality=3)
         for tile, place in enumerate(places):
-            _call(builder, "llvm.x86.tilestored64", _number(tile), _pointer(builder, place), c_row)
+            _call(builder, "llvm.x86.tilestored64", _nothing, _number(tile), _pointer(builder, place), c_row)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6, types.boolean, *[types.int64] * 2), codegen
@@ -130,9 +125,9 @@ def scale_rows(typingctx, target, target_row, source, source_row, rows, columns,
                     value = builder.fmul(_splat(builder, alpha, vector), load_floats(builder, number, left))
                     if adds:
                         factors = _splat(builder, beta, vector), load_floats(builder, place, left), value
-                        value = _call(builder, "llvm.fmuladd.v16f32", *factors, result=vector)
+                        value = _call(builder, "llvm.fmuladd.v16f32", vector, *factors)
                     pointer, mask = builder.inttoptr(place, vector.as_pointer()), first_lanes(builder, left)
-                    _call(builder, "llvm.masked.store.v16f32.p0", value, pointer, ir.IntType(32)(4), mask)
+                    _call(builder, "llvm.masked.store.v16f32.p0", _nothing, value, pointer, ir.IntType(32)(4), mask)
 
         with builder.if_else(builder.fcmp_ordered("==", beta, ir.FloatType()(0.0))) as (overwrite, add):
             with overwrite:

@@ -173,19 +173,26 @@ def tile(typingctx, vectors, c, c_row, a, a_row, a_step, rows, panel, depth, alp
         with cgutils.for_range(builder, builder.sub(depth, done)) as loop:
             add_products(builder.add(done, loop.index))
 
-        alphas, betas = _splat(builder, alpha, vector), _splat(builder, beta, vector)
-        results = [builder.fmul(alphas, builder.load(place)) for place in sums]
-        with builder.if_else(builder.fcmp_ordered("==", beta, vector.element(0.0))) as (overwrite, add):
-            with overwrite:
-                for target, result in zip(targets, results, strict=True):
-                    _store(builder, result, target, size)
-            with add:
-                for target, result in zip(targets, results, strict=True):
-                    before = _load(builder, target, vector, size)
-                    _store(builder, builder.call(multiply_add, [betas, before, result]), target, size)
+        _write_scaled(builder, targets, [builder.load(place) for place in sums], alpha, beta, multiply_add)
         return context.get_dummy_value()
 
     return types.void(*arguments), codegen
+
+
+def _write_scaled(builder, targets, sums, alpha, beta, multiply_add):
+    """Stores alpha * sums + beta * what is there at the target addresses, which are not read if beta = 0."""
+    vector = sums[0].type
+    size = VECTOR_BYTES // vector.count
+    alphas, betas = _splat(builder, alpha, vector), _splat(builder, beta, vector)
+    results = [builder.fmul(alphas, total) for total in sums]
+    with builder.if_else(builder.fcmp_ordered("==", beta, vector.element(0.0))) as (overwrite, add):
+        with overwrite:
+            for target, result in zip(targets, results, strict=True):
+                _store(builder, result, target, size)
+        with add:
+            for target, result in zip(targets, results, strict=True):
+                before = _load(builder, target, vector, size)
+                _store(builder, builder.call(multiply_add, [betas, before, result]), target, size)
 
 
 def _opaque(builder, number):

@@ -2,9 +2,6 @@
 
 import ctypes
 import mmap
-import os
-import pathlib
-import subprocess
 import sys
 
 import numba
@@ -18,8 +15,8 @@ from gpt2.kernels.engine.gemm import gemm
 from gpt2.kernels.engine.target import AVX512_BF16, bf16_form
 from gpt2.kernels.matmul import matmul_nn, matmul_nt, matmul_tn
 from tests.support.numeric import assert_close, random_batch, randomise, to_bfloat16
+from tests.support.other_cpu import run_tests
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 TRANSPOSES = [(False, False), (False, True), (True, False), (True, True)]
 # Around the sizes of AMX's tile (16), block (32) and panel (depth 256), and of the packed a (384).
 SIZES = [
@@ -190,19 +187,9 @@ sys.exit(status)
 @pytest.mark.skipif(bf16_form() != AVX512_BF16, reason="a CPU with AVX512_BF16, but not AMX, expected")
 def test_the_machine_code_of_amx_in_an_emulator(tmp_path):
     features = set(codegen.get_host_cpu_features().split(",")) - {"-amx-tile", "-amx-bf16"} | {"+amx-tile", "+amx-bf16"}
-    settings = {
-        "NUMBA_CPU_FEATURES": ",".join(sorted(features)),
-        "NUMBA_NUM_THREADS": "3",
-        "NUMBA_CACHE_DIR": str(tmp_path),  # permission comes after the kernels' folder was chosen
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", EMULATED],
-        cwd=ROOT,
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
+    run_tests(
+        EMULATED,
+        NUMBA_CPU_FEATURES=",".join(sorted(features)),
+        NUMBA_NUM_THREADS="3",
+        NUMBA_CACHE_DIR=str(tmp_path),  # permission comes after the kernels' folder was chosen
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "passed" in run.stdout.splitlines()[-1] and "skipped" not in run.stdout.splitlines()[-1], run.stdout
